@@ -1,1 +1,47 @@
-"""cli"""
+"""The command line: one module per verb; each parses, calls a door and prints."""
+
+import sys
+from collections.abc import Sequence
+
+from cyclopts import App, CycloptsError
+
+import zeitgeist
+from zeitgeist.errors import ZeitgeistError
+
+app = App(
+    name="zeitgeist",
+    help="The month's machine-learning research, running on your models and your data.",
+    help_epilogue="Any verb takes --debug, which shows the traceback of an error.",
+    version=zeitgeist.__version__,
+)
+app.command("zeitgeist.cli.systems:list_systems", name="list")
+app.command("zeitgeist.cli.systems:show")
+app.command("zeitgeist.cli.models:app", name="models")
+app.command("zeitgeist.cli.merge:app", name="merge")
+app.command("zeitgeist.cli.demo:demo")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command; a person's mistake is one message on stderr and exit code 2."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    try:
+        app(
+            [argument for argument in given if argument != "--debug"],
+            exit_on_error=False,
+            print_error=False,
+        )
+    except (CycloptsError, ZeitgeistError) as error:
+        if debug:
+            raise
+        print(f"zeitgeist: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("zeitgeist: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of a pipe left (`zeitgeist list | head -1`): nobody is there to tell.
+        sys.stderr.close()
+        sys.exit(141)

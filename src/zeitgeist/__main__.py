@@ -1,0 +1,5 @@
+"""``python -m zeitgeist``."""
+
+from zeitgeist.cli import main
+
+main()

@@ -1,0 +1,153 @@
+"""The index: one record per system of the newsletter that runs here.
+
+Reading this module imports nothing heavy; doors and options are import paths that are followed
+only when somebody asks.
+"""
+
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from importlib import import_module
+from typing import Any, NamedTuple
+
+
+class Option(NamedTuple):
+    """One option of a system: its name, published default, meaning, and where the default is from."""
+
+    name: str
+    default: object
+    meaning: str
+    source: str
+
+
+@dataclass(frozen=True)
+class System:
+    """Something a paper or a release proposed, and where it lives in this package.
+
+    ``door`` and the values of ``configs`` are import paths ``module:attribute``. ``published``
+    holds the defaults the paper states, per configuration, so that a test can hold the code to
+    them.
+    """
+
+    slug: str
+    title: str
+    authors: str
+    arxiv: str
+    sections: tuple[str, ...]
+    area: str
+    purpose: str
+    door: str
+    command: str
+    example: str
+    configs: Mapping[str, str]
+    page: str
+    study: str
+    published: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+
+    def load_door(self) -> Any:
+        """Import and return the public function or class this system is used through."""
+        return _load(self.door)
+
+    def options(self) -> dict[str, list[Option]]:
+        """Every option with its default, meaning and source, per configuration."""
+        return {name: _options(_load(path)) for name, path in self.configs.items()}
+
+
+def _load(path: str) -> Any:
+    module, _, attribute = path.partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def _options(config: type) -> list[Option]:
+    return [
+        Option(
+            f.name.rstrip("_"),
+            f.default if f.default is not MISSING else "required",
+            f.metadata.get("meaning", ""),
+            f.metadata.get("source", ""),
+        )
+        for f in fields(config)
+    ]
+
+
+SYSTEMS: tuple[System, ...] = (
+    System(
+        slug="merging-at-scale",
+        title="What Matters for Model Merging at Scale?",
+        authors="Yadav, Vu, Lai, Chronopoulou, Faruqui, Bansal, Munkhdalai",
+        arxiv="2410.03617",
+        sections=("Featured", "Model Merging"),
+        area="merging",
+        purpose="merge several fine-tunes of one base into one model, without training",
+        door="zeitgeist.merging:merge",
+        command="merge",
+        example="zeitgeist merge --method ties --base BASE --expert A --expert B -o merged",
+        configs={
+            "task_arithmetic": "zeitgeist.merging.methods:TaskArithmetic",
+            "ties": "zeitgeist.merging.methods:Ties",
+            "dare_ties": "zeitgeist.merging.methods:DareTies",
+        },
+        page="docs/merging.md",
+        study="zeitgeist demo",
+        published={"ties": {"density": 0.2, "lambda_": 1.0}},
+    ),
+    System(
+        slug="knots",
+        title="Model Merging with SVD to Tie the KnOTS",
+        authors="Stoica, Ramesh, Ecsedi, Choshen, Hoffman",
+        arxiv="2410.19735",
+        sections=("Model Merging",),
+        area="merging",
+        purpose="merge LoRA adapters in one shared basis and get an adapter back",
+        door="zeitgeist.merging:merge_adapters",
+        command="merge",
+        example="zeitgeist merge --method knots_ties --expert lora-a --expert lora-b -o merged",
+        configs={"knots_ties": "zeitgeist.merging.knots:KnotsOptions"},
+        page="docs/merging.md",
+        study="zeitgeist demo",
+        published={"knots_ties": {"density": 0.2, "lambda_": 0.6}},
+    ),
+    System(
+        slug="lines",
+        title="LiNeS: Post-training Layer Scaling Prevents Forgetting and Enhances Model Merging",
+        authors="Wang, Dimitriadis, Favero, Ortiz-Jimenez, Fleuret, Frossard",
+        arxiv="2410.17146",
+        sections=("Catastrophic Forgetting", "Model Merging"),
+        area="merging",
+        purpose="shrink a fine-tune's early layers so that it forgets less, or steady a merge",
+        door="zeitgeist.merging:merge",
+        command="merge",
+        example=(
+            "zeitgeist merge --method lines --base BASE --expert TUNED --lines-alpha 0.1 -o gentler"
+        ),
+        configs={"lines": "zeitgeist.merging.lines:LinesOptions"},
+        page="docs/merging.md",
+        study="zeitgeist demo",
+    ),
+)
+
+
+def find(slug: str) -> System:
+    """The system called ``slug``.
+
+    Raises
+    ------
+    InputInvalid
+        If no such system is here; the message names the nearest slugs.
+
+    Examples
+    --------
+    >>> find("knots").arxiv
+    '2410.19735'
+    """
+    from difflib import get_close_matches
+
+    from zeitgeist.errors import InputInvalid
+
+    by_slug = {system.slug: system for system in SYSTEMS}
+    if slug not in by_slug:
+        near = get_close_matches(slug, by_slug, cutoff=0.4)
+        raise InputInvalid(
+            f"no system is called {slug!r}",
+            mend=f"did you mean {' or '.join(near)}?" if near else "see `zeitgeist list`",
+        )
+    return by_slug[slug]

@@ -1,0 +1,312 @@
+"""Fused kernels of the task-vector family over one chunk of a tensor.
+
+``zeitgeist.merging.task_vectors`` is the specification: plain functions over whole tensors. Here
+the same steps run once over the data, tile by tile in first-level cache, in float64, and the
+result is rounded once to the output dtype. Every step is a simple loop over a tile so that LLVM
+vectorises it; none releases more than a tile of scratch memory.
+
+Steps on a tile, for experts i and entries j (x inputs, b base, w weights):
+
+1.  d_ij = x_ij - b_j                                   (or x_ij where an expert is given as a delta)
+2.  d_ij = 0 unless lo_i <= |d_ij| <= hi_i              (float32 of the exact magnitude)
+3.  d_ij = d_ij / p_ij where u_ij / 2^32 < p_ij else 0  (DARE, DELLA)
+4.  d_.j = 0 unless var_i(d_ij) >= floor                (SCE)
+5.  d_ij = f_i d_ij                                     (rescaling by a factor of the whole tensor)
+6.  m_j  = sum over agreeing i of w_i d_ij / sum of agreeing w_i, or sum_i w_i d_ij [/ sum_i w_i]
+7.  m_j  = 0 unless at least k experts claim entry j    (TALL masks)
+8.  out_j = b_j + scale * m_j
+
+Letters: n experts, C entries of a chunk, T entries of a tile.
+"""
+
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Float64, Int64, Shaped, UInt32
+
+TILE = 512
+BLOCK = 4096  # sums are formed per block of this many entries, so that they do not depend on chunks
+COARSE_BINS = 1 << 16  # the upper 16 of the 31 magnitude bits of a float32
+FINE_BITS = 15
+FINE_BINS = 1 << FINE_BITS
+_UNIT = 2.0**-32
+
+
+class Rule(NamedTuple):
+    """What to do with the deltas of one tensor; see the numbered steps of the module.
+
+    Arrays have one entry per expert. ``random`` and ``normalize`` switch steps 3 and the division
+    of step 6; ``variance_floor < 0`` and ``tall_k == 0`` switch steps 4 and 7 off.
+    """
+
+    weights: Float64[np.ndarray, " n"]
+    lo: Float32[np.ndarray, " n"]
+    hi: Float32[np.ndarray, " n"]
+    keep: Float64[np.ndarray, " n"]
+    factor: Float64[np.ndarray, " n"]
+    is_delta: Bool[np.ndarray, " n"]
+    random: bool
+    rescale: bool
+    variance_floor: float
+    consensus: bool
+    weighted_election: bool
+    zero_sum: float
+    normalize: bool
+    tall_k: int
+    tall_lambda: float
+    scale: float
+
+
+def _jit(function: Any) -> Any:
+    return numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+
+
+@_jit
+def _deltas(base, stack, rule, start, size, tile):  # type: ignore[no-untyped-def]
+    for i in range(stack.shape[0]):
+        if rule.is_delta[i]:
+            for j in range(size):
+                tile[i, j] = stack[i, start + j]
+        else:
+            for j in range(size):
+                tile[i, j] = np.float64(stack[i, start + j]) - np.float64(base[start + j])
+
+
+@_jit
+def _sparsify(rule, draws, probabilities, start, size, tile, row):  # type: ignore[no-untyped-def]
+    n = tile.shape[0]
+    for i in range(n):
+        lo, hi = rule.lo[i], rule.hi[i]
+        if lo > 0 or hi < np.inf:
+            for j in range(size):
+                magnitude = np.float32(abs(tile[i, j]))
+                tile[i, j] = tile[i, j] if lo <= magnitude <= hi else 0.0
+        if rule.random:
+            if probabilities.shape[1]:
+                for j in range(size):
+                    row[j] = probabilities[i, start + j]
+            else:
+                row[:size] = rule.keep[i]
+            for j in range(size):
+                kept = draws[i, start + j] * _UNIT < row[j]
+                divisor = row[j] if rule.rescale else 1.0
+                tile[i, j] = tile[i, j] / divisor if kept else 0.0
+    if rule.variance_floor >= 0:
+        _variances(tile, size, row)
+        for i in range(n):
+            for j in range(size):
+                tile[i, j] = (
+                    tile[i, j] if np.float32(row[j]) >= np.float32(rule.variance_floor) else 0.0
+                )
+    for i in range(n):
+        if rule.factor[i] != 1.0:
+            for j in range(size):
+                tile[i, j] *= rule.factor[i]
+
+
+@_jit
+def _variances(tile, size, out):  # type: ignore[no-untyped-def]
+    n = tile.shape[0]
+    mean = np.zeros(size)
+    for i in range(n):
+        for j in range(size):
+            mean[j] += tile[i, j]
+    out[:size] = 0.0
+    for i in range(n):
+        for j in range(size):
+            centred = tile[i, j] - mean[j] / n
+            out[j] += centred * centred
+    for j in range(size):
+        out[j] /= n - 1 if n > 1 else 1
+
+
+@_jit
+def _elect(rule, size, tile, sign):  # type: ignore[no-untyped-def]
+    """Signed sums over experts; the sign is taken where it is used."""
+    sign[:size] = 0.0
+    for i in range(tile.shape[0]):
+        w = rule.weights[i] if rule.weighted_election else 1.0
+        for j in range(size):
+            sign[j] += w * tile[i, j]
+
+
+@_jit
+def _mix(rule, size, tile, sign, divisor, mix):  # type: ignore[no-untyped-def]
+    n = tile.shape[0]
+    mix[:size] = 0.0
+    if rule.consensus:
+        _elect(rule, size, tile, sign)
+        for j in range(size):
+            sign[j] = 1.0 if sign[j] > 0 else (-1.0 if sign[j] < 0 else rule.zero_sum)
+            divisor[j] = 0.0
+        for i in range(n):
+            w = rule.weights[i]
+            vote = w if rule.weighted_election else 1.0
+            for j in range(size):
+                agrees = vote * tile[i, j] * sign[j] > 0
+                mix[j] += w * tile[i, j] if agrees else 0.0
+                divisor[j] += w if agrees else 0.0
+        if rule.normalize:
+            for j in range(size):
+                mix[j] /= divisor[j] if divisor[j] != 0 else 1.0
+    else:
+        total = 0.0
+        for i in range(n):
+            w = rule.weights[i]
+            total += w
+            for j in range(size):
+                mix[j] += w * tile[i, j]
+        if rule.normalize:
+            for j in range(size):
+                mix[j] /= total
+    if rule.tall_k > 0:
+        divisor[:size] = 0.0
+        for i in range(n):
+            for j in range(size):
+                claims = abs(tile[i, j]) >= abs(mix[j] - tile[i, j]) * rule.tall_lambda
+                divisor[j] += 1.0 if claims else 0.0
+        for j in range(size):
+            mix[j] = mix[j] if divisor[j] >= rule.tall_k else 0.0
+
+
+@_jit
+def _store(values, size, start, single, bits, out):  # type: ignore[no-untyped-def]
+    """Round float64 once: to bfloat16 bits where ``out`` is uint16, else to ``out``'s dtype."""
+    if out.itemsize == 2:
+        for j in range(size):
+            single[j] = np.float32(values[j])
+        for j in range(size):
+            # Round to odd on the way through float32, so that the second rounding sees the truth.
+            back = np.float64(single[j])
+            odd = bits[j] - np.uint32(1 if abs(back) > abs(values[j]) else 0)
+            odd |= np.uint32(1 if back != values[j] else 0)
+            out[start + j] = np.uint16((odd + np.uint32(0x7FFF) + ((odd >> 16) & 1)) >> 16)
+    else:
+        for j in range(size):
+            out[start + j] = values[j]
+
+
+@_jit
+def _merge(base, stack, rule, draws, probabilities, out):  # type: ignore[no-untyped-def]
+    n, entries = stack.shape
+    tile = np.empty((n, TILE))
+    sign, divisor, mix = np.empty(TILE), np.empty(TILE), np.empty(TILE)
+    single = np.empty(TILE, np.float32)
+    bits = single.view(np.uint32)
+    for start in range(0, entries, TILE):
+        size = min(TILE, entries - start)
+        _deltas(base, stack, rule, start, size, tile)
+        _sparsify(rule, draws, probabilities, start, size, tile, mix)
+        _mix(rule, size, tile, sign, divisor, mix)
+        for j in range(size):
+            mix[j] = base[start + j] + rule.scale * mix[j]
+        _store(mix, size, start, single, bits, out)
+
+
+@_jit
+def _combine(stack, coefficients, out):  # type: ignore[no-untyped-def]
+    n, entries = stack.shape
+    mix = np.empty(TILE)
+    single = np.empty(TILE, np.float32)
+    bits = single.view(np.uint32)
+    for start in range(0, entries, TILE):
+        size = min(TILE, entries - start)
+        mix[:size] = 0.0
+        for i in range(n):
+            c = coefficients[i]
+            if c != 0.0:
+                for j in range(size):
+                    mix[j] += c * stack[i, start + j]
+        _store(mix, size, start, single, bits, out)
+
+
+@_jit
+def _histogram(base, stack, rule, first, last, coarse, fine):  # type: ignore[no-untyped-def]
+    n, entries = stack.shape
+    tile = np.empty((n, TILE))
+    single = np.empty(TILE, np.float32)
+    bits = single.view(np.uint32)
+    variance = rule.variance_floor >= 0
+    rows = 1 if variance else n
+    spread = np.empty(TILE)
+    for start in range(0, entries, TILE):
+        size = min(TILE, entries - start)
+        _deltas(base, stack, rule, start, size, tile)
+        if variance:
+            _variances(tile, size, spread)
+        for i in range(rows):
+            for j in range(size):
+                single[j] = np.float32(spread[j] if variance else abs(tile[i, j]))
+            for j in range(size):
+                upper = bits[j] >> FINE_BITS
+                coarse[i, upper] += 1
+                if first[i] <= upper < last[i]:
+                    fine[i, bits[j] - (first[i] << FINE_BITS)] += 1
+
+
+@_jit
+def _votes(base, stack, rule, draws, probabilities):  # type: ignore[no-untyped-def]
+    n, entries = stack.shape
+    tile = np.empty((n, TILE))
+    sign, row = np.empty(TILE), np.empty(TILE)
+    total = 0
+    for start in range(0, entries, TILE):
+        size = min(TILE, entries - start)
+        _deltas(base, stack, rule, start, size, tile)
+        _sparsify(rule, draws, probabilities, start, size, tile, row)
+        _elect(rule, size, tile, sign)
+        for j in range(size):
+            total += 1 if sign[j] > 0 else (-1 if sign[j] < 0 else 0)
+    return total
+
+
+@_jit
+def _moments(base, stack, rule, draws, probabilities, sums):  # type: ignore[no-untyped-def]
+    """Per block and expert: L1 before, L1 after, squares after; and of the plain sum and the mix.
+
+    ``sums``: (blocks, n + 1, 3). Row n holds L1 of sum_i d_i before any step, L1 of the mix, 0.
+    """
+    n, entries = stack.shape
+    tile = np.empty((n, TILE))
+    lanes = np.empty((n + 1, 3, TILE))
+    sign, divisor, mix, plain = np.empty(TILE), np.empty(TILE), np.empty(TILE), np.empty(TILE)
+    for block in range(sums.shape[0]):
+        lanes[:] = 0.0
+        for start in range(block * BLOCK, min((block + 1) * BLOCK, entries), TILE):
+            size = min(TILE, entries - start)
+            _deltas(base, stack, rule, start, size, tile)
+            plain[:size] = 0.0
+            for i in range(n):
+                for j in range(size):
+                    plain[j] += tile[i, j]
+                    lanes[i, 0, j] += abs(tile[i, j])
+            _sparsify(rule, draws, probabilities, start, size, tile, mix)
+            for i in range(n):
+                for j in range(size):
+                    lanes[i, 1, j] += abs(tile[i, j])
+                    lanes[i, 2, j] += tile[i, j] * tile[i, j]
+            _mix(rule, size, tile, sign, divisor, mix)
+            for j in range(size):
+                lanes[n, 0, j] += abs(plain[j])
+                lanes[n, 1, j] += abs(mix[j])
+        for i in range(n + 1):
+            for k in range(3):
+                sums[block, i, k] = lanes[i, k].sum()
+
+
+@_jit
+def _gram(stack, sums):  # type: ignore[no-untyped-def]
+    n, entries = stack.shape
+    lanes = np.empty(TILE)
+    for block in range(sums.shape[0]):
+        stop = min((block + 1) * BLOCK, entries)
+        for i in range(n):
+            for k in range(i + 1):
+                lanes[:] = 0.0
+                for start in range(block * BLOCK, stop, TILE):
+                    for j in range(min(TILE, stop - start)):
+                        lanes[j] += np.float64(stack[i, start + j]) * np.float64(
+                            stack[k, start + j]
+                        )
+                sums[block, i, k] = sums[block, k, i] = lanes.sum()
