@@ -1,0 +1,213 @@
+"""The shape of a recipe: which keys stand where, and what they may hold.
+
+The keys are mergekit's (Goddard et al., *Arcee's MergeKit*, arXiv:2403.13257; read from version
+0.1.5) and our own: ``compat``, ``lines``, ``seed``, ``missing``, ``name``. Parameters and names of
+models are left as plain data here; what they may be depends on the method.
+"""
+
+import difflib
+import reprlib
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from zeitgeist.errors import RecipeInvalid
+from zeitgeist.merging.documents import Document
+
+DTYPES = ("bfloat16", "float16", "float32", "float64")
+
+
+class _Shape(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class ModelEntry(_Shape):
+    """One item of ``models``."""
+
+    model: Any
+    parameters: dict[str, Any] | None = None
+    layer_range: Any = None  # stands in shared recipes; mergekit does not read it
+
+
+class SourceEntry(_Shape):
+    """One item of ``sources``."""
+
+    model: Any
+    layer_range: Annotated[list[int], Field(min_length=2, max_length=2)]
+    parameters: dict[str, Any] | None = None
+
+
+class SliceEntry(_Shape):
+    """One item of ``slices``."""
+
+    sources: Annotated[list[SourceEntry], Field(min_length=1)]
+    base_model: Any = None
+    parameters: dict[str, Any] | None = None
+    residual_weight: Any = None  # declared by mergekit, read by nothing
+
+
+class ModuleEntry(_Shape):
+    """One value of ``modules``."""
+
+    models: Annotated[list[ModelEntry], Field(min_length=1)] | None = None
+    slices: Annotated[list[SliceEntry], Field(min_length=1)] | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class TokenEntry(_Shape):
+    """One value of ``tokenizer.tokens``."""
+
+    source: Any = None
+    force: bool = False
+
+
+class TokenizerEntry(_Shape):
+    """The value of ``tokenizer``."""
+
+    source: Any = "union"
+    tokens: dict[str, TokenEntry] | None = None
+    pad_to_multiple_of: Annotated[int, Field(gt=0)] | None = None
+
+
+class RecipeEntry(_Shape):
+    """A whole recipe."""
+
+    merge_method: str
+    base_model: Any = None
+    models: Annotated[list[ModelEntry], Field(min_length=1)] | None = None
+    slices: Annotated[list[SliceEntry], Field(min_length=1)] | None = None
+    modules: Annotated[dict[str, ModuleEntry], Field(min_length=1)] | None = None
+    parameters: dict[str, Any] | None = None
+    dtype: str | None = None
+    out_dtype: str | None = None
+    tokenizer_source: Any = None
+    tokenizer: TokenizerEntry | None = None
+    chat_template: str | None = None
+    compat: Literal["mergekit"] | None = None
+    lines: dict[str, Any] | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
+    missing: Literal["stop", "keep", "drop"] = "stop"
+    name: str | None = None
+    out_path: Any = None  # these two stand in shared recipes; mergekit does not read them
+    random_seed: Any = None
+
+
+UNREAD = {
+    RecipeEntry: ("out_path", "random_seed"),
+    SliceEntry: ("residual_weight",),
+    ModelEntry: ("layer_range",),
+}
+
+_ELSEWHERE = {
+    "revision": "write it behind the model's name: model: name@revision",
+    "lora": "write it behind the model's name: model: name+adapter",
+    "adapter": "write it behind the model's name: model: name+adapter",
+    "method": "the key is merge_method",
+    "experts": "a mergekit-moe recipe assembles a mixture of experts, which is not a merge",
+    "genome": "a mergekit-evolve recipe describes a search; give its merge as a recipe of its own",
+    "pattern": "the key is filter",
+}
+
+
+def read_shape(document: Document, parameter_names: Iterable[str] = ()) -> RecipeEntry:
+    """The recipe in ``document``, if its keys and their kinds are right.
+
+    Parameters
+    ----------
+    document
+        A YAML document.
+    parameter_names
+        Names that belong under ``parameters``, so that one in the wrong place is sent there.
+
+    Raises
+    ------
+    RecipeInvalid
+        The first thing that is wrong, at its line.
+    """
+    if not isinstance(document.data, dict):
+        kind = "a list" if isinstance(document.data, list) else reprlib.repr(document.data)
+        raise RecipeInvalid(
+            f"a recipe is a mapping, this is {kind}",
+            origin=document.where(),
+            mend="begin with merge_method: and models: at the left margin",
+        )
+    try:
+        return RecipeEntry.model_validate(document.data)
+    except ValidationError as error:
+        raise _first_error(error, document, frozenset(parameter_names)) from None
+
+
+def _first_error(
+    error: ValidationError, document: Document, parameter_names: frozenset[str]
+) -> RecipeInvalid:
+    # An unknown key is the likely cause of a missing one, so it is reported before it.
+    problem = min(
+        error.errors(include_url=False),
+        key=lambda e: (e["type"] != "extra_forbidden", document.line(e["loc"]) or 0),
+    )
+    path, key = problem["loc"], str(problem["loc"][-1]) if problem["loc"] else ""
+    said = reprlib.repr(problem["input"])
+    where = ".".join(str(step) for step in path)
+    match problem["type"]:
+        case "extra_forbidden":
+            what, mend = f"unknown key {key!r}", _unknown_key(key, path, parameter_names)
+        case "missing":
+            what, mend = f"{where} is missing", f"add {key}:"
+        case "invalid_key":
+            what, mend = f"the key {key} is not a word", "put it into quotes"
+        case "too_short" | "too_long" if path[-1] == "layer_range":
+            what, mend = f"{where} is {said}", "give two whole numbers: [first, behind the last]"
+        case "too_short":
+            what, mend = f"{where} is empty", "list at least one"
+        case kind:
+            what = f"{where} is {said}"
+            mend = _KINDS.get(kind) or problem["msg"].removeprefix("Input should be ").join(
+                ("give ", "")
+            )
+    return RecipeInvalid(what, origin=document.where(path), mend=mend)
+
+
+_KINDS = {
+    "list_type": "give a list, each item on a line of its own after a dash",
+    "dict_type": "give a mapping, key: value",
+    "model_type": "give a mapping, key: value",
+    "string_type": "give a word, in quotes if it looks like a number",
+    "int_type": "give a whole number",
+    "bool_type": "give true or false",
+}
+
+_SHAPES: dict[str, type[_Shape]] = {
+    "models": ModelEntry,
+    "sources": SourceEntry,
+    "slices": SliceEntry,
+    "modules": ModuleEntry,
+    "tokens": TokenEntry,
+    "tokenizer": TokenizerEntry,
+}
+
+
+def _unknown_key(key: str, path: tuple[int | str, ...], parameter_names: frozenset[str]) -> str:
+    holders = [step for step in path[:-1] if step in _SHAPES]
+    shape = _SHAPES[str(holders[-1])] if holders else RecipeEntry
+    if key in _ELSEWHERE:
+        return _ELSEWHERE[key]
+    if key in parameter_names and "parameters" in shape.model_fields:
+        return "put it under parameters:"
+    known = [name for name in shape.model_fields if name not in UNREAD.get(shape, ())]
+    return did_you_mean(key, known)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """What to do about a word nobody knows.
+
+    Examples
+    --------
+    >>> did_you_mean("densty", ["weight", "density"])
+    "did you mean 'density'?"
+    >>> did_you_mean("x", ["weight", "density"])
+    'known are density, weight'
+    """
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
