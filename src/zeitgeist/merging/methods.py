@@ -341,9 +341,9 @@ def task_vector_rule(
     if lambda_ is None:
         lambda_ = 1.0 if weights_given or normalize else method.lambda_unweighted
     by_probability = sparsify in ("random", "ranked") and not compat
-    rescale = (
-        ("probability" if by_probability else "l1") if getattr(options, "rescale", 0) else "none"
-    )
+    rescale: Rescale = "none"
+    if getattr(options, "rescale", False):
+        rescale = "probability" if by_probability else "l1"
     return TaskVectorRule(
         sparsify=sparsify,
         scope=getattr(options, "trim_scope", "tensor"),

@@ -103,7 +103,7 @@ class DareLinear:
     """Drop entries of d_i at random, divide the rest by density, then task arithmetic."""
 
     density: float | tuple[float, ...] = _density(
-        0.5, "arXiv 2311.03099 searches drop rates .1 to .9; the middle"
+        0.5, "arXiv 2311.03099, middle of the searched .1 to .9"
     )
     lambda_: float | None = _lambda(None, "arXiv 2212.04089, 0.4", unweighted=0.4)
     normalize: bool = _normalize(False, "arXiv 2212.04089, a sum")
@@ -115,7 +115,7 @@ class DareTies:
     """DARE in the place of the trim of TIES."""
 
     density: float | tuple[float, ...] = _density(
-        0.5, "arXiv 2311.03099 searches drop rates .1 to .9; the middle"
+        0.5, "arXiv 2311.03099, middle of the searched .1 to .9"
     )
     lambda_: float | None = _lambda(1.0, "arXiv 2306.01708, 1 without validation data")
     election: Literal["plain", "weighted"] = _election()
