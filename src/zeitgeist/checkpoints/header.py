@@ -28,6 +28,8 @@ DTYPES: Mapping[str, torch.dtype] = {
     "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
     "I64": torch.int64,
     "I32": torch.int32,
     "I16": torch.int16,
@@ -136,6 +138,12 @@ def read_header(path: Path) -> Header:
                 f"the file has {size} bytes, too few for a safetensors header",
                 origin=path,
                 mend=DAMAGED,
+            )
+        if prefix == b"version ":
+            raise CheckpointInvalid(
+                "this is a Git LFS pointer, not the file itself",
+                origin=path,
+                mend="fetch the weights with: git lfs pull",
             )
         (length,) = struct.unpack("<Q", prefix)
         if length > LONGEST_HEADER:
