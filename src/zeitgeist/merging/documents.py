@@ -111,7 +111,7 @@ def read_documents(text: str, origin: str = "recipe") -> tuple[Document, ...]:
                 continue
             _check_tree(node, origin)
             data = loader.construct_document(node)
-            mark = loader.peek_event().start_mark
+            mark = loader.peek_event().start_mark  # type: ignore[no-untyped-call]  # untyped stub
             end = mark.line + (mark.column > 0)
             if data is not None:
                 written = "".join(line for line in lines[start:end] if not line.startswith("---"))

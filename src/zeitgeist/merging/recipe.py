@@ -1,230 +1,144 @@
 """Recipes: a YAML file that says which checkpoints to merge, how, and into what.
 
 mergekit's format (Goddard et al., *Arcee's MergeKit: A Toolkit for Merging Large Language
-Models*, arXiv:2403.13257) is read as it is, and checked before anything is opened: every error
-names the file, the line and what to write instead. Keys of our own: ``compat: mergekit`` for
-mergekit's defaults and arithmetic, ``lines`` for LiNeS after the merge, ``seed``, ``missing``.
-
-A parameter is looked for in the input's own section, then the slice, the module, the whole
-recipe; the first that says something about the tensor at hand counts.
+Models*, arXiv:2403.13257; version 0.1.5) is read as it is, and checked before anything is opened:
+every error names the file, the line and what to write instead. Keys of our own: ``compat:
+mergekit`` for mergekit's defaults and arithmetic, ``lines`` for LiNeS after the merge, ``seed``
+for masks, ``missing`` for tensors that not every input has. Several documents in one file run in
+order; a document's ``name`` stands for its result in the documents after it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 from zeitgeist.errors import RecipeInvalid
 from zeitgeist.merging.documents import Document, in_memory, read_documents
-from zeitgeist.merging.lines import LinesOptions
-from zeitgeist.merging.settings import Scalar, Setting, evaluate
-from zeitgeist.merging.vocabulary import TokenizerRule
+from zeitgeist.merging.method_parameters import ADAPTER_METHODS, experts_of, needs_base
+from zeitgeist.merging.recipe_parts import Recipe, Slice, Source
+from zeitgeist.merging.recipe_reader import Reader
+from zeitgeist.merging.vocabulary import ModelToken
 
-Parameters = Mapping[str, Setting]
-NOTHING: Parameters = MappingProxyType({})
+__all__ = ["Recipe", "Slice", "Source", "load_recipes", "parse_recipe"]
 
-
-@dataclass(frozen=True)
-class Source:
-    """One input of a slice.
-
-    Parameters
-    ----------
-    model
-        The model's name, as :func:`zeitgeist.merging.model_names.model_name` spells it.
-    layer_range
-        First layer and the one behind the last; none: all layers.
-    parameters
-        What is set for this input alone.
-    """
-
-    model: str
-    layer_range: tuple[int, int] | None = None
-    parameters: Parameters = NOTHING
+_At = tuple[str | int, ...]
 
 
-@dataclass(frozen=True)
-class Slice:
-    """Some layers of the output, and what they are made of.
-
-    Parameters
-    ----------
-    sources
-        The inputs as listed; the base is among them where it is listed.
-    parameters
-        What is set for this slice.
-    base_model
-        The base of this slice, where it has one of its own.
-    """
-
-    sources: tuple[Source, ...]
-    parameters: Parameters = NOTHING
-    base_model: str | None = None
+def _check_inputs(recipe: Recipe, document: Document) -> None:
+    """Refuse too few, too many or repeated inputs, and a base that is missing."""
+    for module, slices in recipe.modules.items():
+        prefix: _At = ("modules", module) if module else ()
+        for k, part in enumerate(slices):
+            sliced = part.sources[0].layer_range is not None
+            at: _At = (*prefix, "slices", k, "sources") if sliced else (*prefix, "models")
+            _check_repeats(recipe, part, document, at)
+            _check_base(recipe, part, document, at, sliced=sliced)
+            _check_count(recipe, part, document, at)
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """One merge, ready to be planned.
+def _check_repeats(recipe: Recipe, part: Slice, document: Document, at: _At) -> None:
+    seen: set[str] = set()
+    for i, source in enumerate(part.sources):
+        if source.model in seen:
+            is_base = source.model == recipe.base_of(part)
+            raise RecipeInvalid(
+                f"{source.model!r}{', the base,' if is_base else ''} is listed twice",
+                origin=document.where((*at, i, "model")),
+                mend="list it once" + ("" if is_base else ", with the sum of the weights"),
+            )
+        seen.add(source.model)
 
-    Parameters
-    ----------
-    method
-        The value of ``merge_method``.
-    modules
-        The slices of each module; the module is ``""`` where the recipe has ``models`` or
-        ``slices`` at the top.
-    base_model
-        What task vectors are taken from, and whose configuration the output has.
-    module_parameters, parameters
-        What is set for a module, and for all of it.
-    dtype, out_dtype
-        Names of torch dtypes without ``torch.``.
-    tokenizer
-        Which vocabulary the output has; none: the inputs must agree and nothing is touched.
-    chat_template
-        ``auto``, the name of a known template, or jinja.
-    compat
-        ``"mergekit"``: its defaults and its arithmetic.
-    lines
-        LiNeS after the merge.
-    seed
-        For methods that drop at random.
-    missing
-        What to do with tensors that not every input has.
-    name
-        What later documents of the same file call the result.
-    needs
-        Names of earlier documents this one uses as inputs.
-    unread
-        What the recipe says that nobody reads, as sentences.
-    origin, text
-        The file, and this document as it was written.
-    """
 
-    method: str
-    modules: Mapping[str, tuple[Slice, ...]]
-    base_model: str | None = None
-    module_parameters: Mapping[str, Parameters] = field(default_factory=dict)
-    parameters: Parameters = NOTHING
-    dtype: str | None = None
-    out_dtype: str | None = None
-    tokenizer: TokenizerRule | None = None
-    chat_template: str | None = None
-    compat: Literal["mergekit"] | None = None
-    lines: LinesOptions | None = None
-    seed: int = 0
-    missing: Literal["stop", "keep", "drop"] = "stop"
-    name: str | None = None
-    needs: tuple[str, ...] = ()
-    unread: tuple[str, ...] = ()
-    origin: str = "recipe"
-    text: str = ""
-
-    def slices(self) -> Iterator[Slice]:
-        """Every slice of every module, in order."""
-        for slices in self.modules.values():
-            yield from slices
-
-    def references(self) -> tuple[str, ...]:
-        """The distinct models, in the order they are named, the base first.
-
-        Examples
-        --------
-        >>> recipe, = load_recipes(
-        ...     "{merge_method: ties, base_model: ./b, models: [{model: ./x}, {model: ./b}]}"
-        ... )
-        >>> recipe.references()
-        ('./b', './x')
-        """
-        found = {} if self.base_model is None else {self.base_model: None}
-        for part in self.slices():
-            if part.base_model is not None:
-                found[part.base_model] = None
-            found.update({source.model: None for source in part.sources})
-        return tuple(found)
-
-    def parameter(
-        self,
-        name: str,
-        *,
-        module: str = "",
-        slice: Slice | None = None,
-        source: Source | None = None,
-        tensor: str = "",
-        t: float = 0.0,
-    ) -> Scalar | None:
-        """What the recipe says about one parameter of one tensor, or none.
-
-        Parameters
-        ----------
-        name
-            As in the recipe: ``density``, ``lambda``.
-        module, slice, source
-            Where the tensor is made, and the input the parameter is asked for; no source for a
-            parameter that all inputs share.
-        tensor
-            The tensor's name: in the input for a parameter of an input, else in the output.
-        t
-            Depth of its layer in the slice, from 0 to 1.
-
-        Examples
-        --------
-        >>> recipe, = load_recipes('''
-        ... merge_method: linear
-        ... models:
-        ...   - {model: ./x, parameters: {weight: [0, 1]}}
-        ...   - {model: ./y}
-        ... parameters: {weight: 0.5}
-        ... ''')
-        >>> part, = recipe.slices()
-        >>> [recipe.parameter("weight", slice=part, source=s, t=0.25) for s in part.sources]
-        [0.25, 0.5]
-        """
-        scopes: Sequence[Parameters] = (
-            source.parameters if source is not None else NOTHING,
-            slice.parameters if slice is not None else NOTHING,
-            self.module_parameters.get(module, NOTHING),
-            self.parameters,
+def _check_base(recipe: Recipe, part: Slice, document: Document, at: _At, *, sliced: bool) -> None:
+    base, need = recipe.base_of(part), needs_base(recipe.method)
+    if recipe.compat and recipe.method == "slerp":
+        need = "yes"
+    if base is None:
+        if need == "yes":
+            raise RecipeInvalid(
+                f"{recipe.method} needs a base, and the recipe names none",
+                origin=document.where(("merge_method",)),
+                mend="add base_model: with the model that the others were fine-tuned from",
+            )
+        return
+    if need != "no" and sliced and all(source.model != base for source in part.sources):
+        raise RecipeInvalid(
+            f"the base {base!r} is not among the sources of this slice",
+            origin=document.where(at),
+            mend="list it, with the layer_range that the others are compared with",
         )
-        for scope in scopes:
-            if name in scope:
-                value = evaluate(scope[name], tensor, t)
-                if value is not None:
-                    return value
-        return None
-
-    def base_of(self, slice: Slice) -> str | None:
-        """The base the slice's task vectors are taken from, if the recipe names one."""
-        return slice.base_model or self.base_model
-
-    def experts(self, slice: Slice) -> tuple[Source, ...]:
-        """The inputs that are merged: all but the base, where the method knows a base."""
-        raise NotImplementedError
-
-    def base_source(self, slice: Slice) -> Source | None:
-        """The base as an input of the slice, where the method knows a base."""
-        raise NotImplementedError
-
-    def notices(self) -> list[str]:
-        """Where this recipe means something else here than to mergekit, a sentence each."""
-        raise NotImplementedError
 
 
-def load_recipes(source: str | Path) -> list[Recipe]:
-    """All recipes of a YAML file, in the order they are to be run.
+def _check_count(recipe: Recipe, part: Slice, document: Document, at: _At) -> None:
+    n = len(recipe.experts(part))
+    based = recipe.base_source(part) is not None
+    low, high = experts_of(recipe.method, based=based)
+    if low <= n and (high is None or n <= high):
+        return
+    bound = (
+        f"at least {low}"
+        if high is None
+        else f"exactly {low}"
+        if low == high
+        else (f"{low} to {high}")
+    )
+    raise RecipeInvalid(
+        f"{recipe.method} merges {bound} model{'s' if bound[-2:] != ' 1' else ''}"
+        f"{' besides the base' if based else ''}, here are {n}",
+        origin=document.where(at),
+        mend="add models" if n < low else "merge them in several steps, one document each",
+    )
 
-    Parameters
-    ----------
-    source
-        A path, or YAML itself: a string with a line break or a brace in it.
 
-    Raises
-    ------
-    RecipeInvalid
-        The first thing that is wrong, with its line.
-    """
-    raise NotImplementedError
+def _check_extras(recipe: Recipe, document: Document) -> None:
+    """Refuse what does not go together with the method or the models."""
+    if recipe.method in ADAPTER_METHODS:
+        for key in ("slices", "modules", "tokenizer", "tokenizer_source", "chat_template"):
+            if document.data.get(key) is not None:
+                raise RecipeInvalid(
+                    f"{recipe.method} merges adapters, which have no {key}",
+                    origin=document.where((key,)),
+                    mend="leave it out",
+                )
+    known = recipe.references()
+    for token, rule in (recipe.tokenizer.tokens if recipe.tokenizer else {}).items():
+        model = rule.source.model if isinstance(rule.source, ModelToken) else rule.source
+        if isinstance(model, str) and model not in known:
+            raise RecipeInvalid(
+                f"the row of {token!r} is to come from {model!r}, which is not merged here",
+                origin=document.where(("tokenizer", "tokens", token, "source")),
+                mend=f"use one of {', '.join(known)}",
+            )
+    _check_lines(recipe, document)
+
+
+def _check_lines(recipe: Recipe, document: Document) -> None:
+    where = document.where(("lines",) if recipe.lines else ("merge_method",))
+    if recipe.lines is None:
+        if recipe.method == "lines":
+            raise RecipeInvalid(
+                "merge_method lines has no strength", origin=where, mend="add lines: {alpha: 0.5}"
+            )
+        return
+    if recipe.base_model is None and recipe.method not in ADAPTER_METHODS:
+        raise RecipeInvalid(
+            "LiNeS scales the update from a base, and the recipe names none",
+            origin=where,
+            mend="add base_model:",
+        )
+    if recipe.lines.alpha is None and all(len(recipe.experts(s)) == 1 for s in recipe.slices()):
+        raise RecipeInvalid(
+            "LiNeS on a single fine-tune has no alpha",
+            origin=where,
+            mend="give alpha between 0 (forget nothing) and 1 (change nothing)",
+        )
+
+
+def _read(document: Document, earlier: Sequence[str], later: Sequence[str] = ()) -> Recipe:
+    recipe = Reader(document, earlier, later).recipe()
+    _check_inputs(recipe, document)
+    _check_extras(recipe, document)
+    return recipe
 
 
 def parse_recipe(
@@ -240,8 +154,98 @@ def parse_recipe(
         What errors call it.
     earlier
         Names of recipes whose results may be used as models.
+
+    Raises
+    ------
+    RecipeInvalid
+        The first thing that is wrong.
+
+    Examples
+    --------
+    >>> models = [{"model": "./math"}, {"model": "./code", "parameters": {"weight": 0.5}}]
+    >>> recipe = parse_recipe({"merge_method": "ties", "base_model": "./base", "models": models})
+    >>> recipe.references()
+    ('./base', './math', './code')
     """
-    raise NotImplementedError
+    return _read(in_memory(recipe, origin), tuple(earlier))
 
 
-_ = (RecipeInvalid, Document, in_memory, read_documents)
+def load_recipes(source: str | Path) -> list[Recipe]:
+    """All recipes of a YAML file, in the order they are to be run.
+
+    Parameters
+    ----------
+    source
+        A path, or YAML itself: a string with a line break or a brace in it.
+
+    Returns
+    -------
+    list of Recipe
+        One for each document. A document's ``name`` stands for its result in later ones.
+
+    Raises
+    ------
+    RecipeInvalid
+        The first thing that is wrong, with its line.
+
+    Examples
+    --------
+    >>> recipe, = load_recipes('''
+    ... merge_method: slerp
+    ... base_model: org/model
+    ... models:
+    ...   - model: org/other
+    ... parameters:
+    ...   t: [0, 1]
+    ... ''')
+    >>> recipe.parameter("t", t=0.25), recipe.references()
+    (0.25, ('hub:org/model', 'hub:org/other'))
+    >>> load_recipes("merge_method: slerp\\nmodel: []\\n")
+    Traceback (most recent call last):
+    ...
+    zeitgeist.errors.RecipeInvalid: recipe:2: unknown key 'model'; did you mean 'models'?
+    """
+    is_text = isinstance(source, str) and ("\n" in source or "{" in source)
+    text, origin = (str(source), "recipe") if is_text else (_file(Path(source)), str(source))
+    documents = read_documents(text, origin)
+    if not documents:
+        raise RecipeInvalid(
+            "the recipe is empty", origin=origin, mend="begin with merge_method: and models:"
+        )
+    names = [_name(document) for document in documents]
+    for i, (name, document) in enumerate(zip(names, documents, strict=True)):
+        if name is None and i < len(names) - 1:
+            raise RecipeInvalid(
+                "a recipe without a name is followed by others",
+                origin=document.where(),
+                mend="add name:, and use that name as a model below",
+            )
+        if name is not None and name in names[:i]:
+            raise RecipeInvalid(
+                f"two recipes have the name {name!r}",
+                origin=document.where(("name",)),
+                mend="give each its own",
+            )
+    return [
+        _read(
+            document,
+            [name for name in names[:i] if name is not None],
+            [name for name in names[i:] if name is not None],
+        )
+        for i, document in enumerate(documents)
+    ]
+
+
+def _name(document: Document) -> str | None:
+    name = document.data.get("name") if isinstance(document.data, dict) else None
+    return name if isinstance(name, str) else None
+
+
+def _file(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = "it is not UTF-8 text" if isinstance(error, ValueError) else error.strerror
+        raise RecipeInvalid(
+            f"the recipe cannot be read: {reason}", origin=path, mend="give the path of a YAML file"
+        ) from error

@@ -12,7 +12,7 @@ mergekit's three forms (Goddard et al., *Arcee's MergeKit*, arXiv:2403.13257), r
 
 import math
 import reprlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,9 +58,7 @@ class Parameter:
     below
         Whether ``high`` itself is excluded.
     choices
-        The words allowed, for ``str``.
-    empty
-        Whether ``null`` may be written, for "as if it were not there".
+        The words allowed, for ``str``; none: any.
     """
 
     name: str
@@ -70,7 +68,6 @@ class Parameter:
     above: bool = False
     below: bool = False
     choices: tuple[str, ...] = ()
-    empty: bool = True
 
     def range(self) -> str:
         """The allowed values in words.
@@ -84,8 +81,8 @@ class Parameter:
         """
         if self.choices:
             return " or ".join(map(repr, self.choices))
-        if self.kind is bool:
-            return "true or false"
+        if self.kind is not float and self.kind is not int:
+            return "true or false" if self.kind is bool else "a text, in quotes"
         noun = "a whole number" if self.kind is int else "a number"
         lower = "" if self.low == -math.inf else f"{self.low:g} {'<' if self.above else '<='} "
         upper = "" if self.high == math.inf else f" {'<' if self.below else '<='} {self.high:g}"
@@ -106,8 +103,10 @@ class Parameter:
         >>> Parameter("weight").scalar("1e-3")
         0.001
         """
+        accepted: Scalar | None
         if self.kind is str:
-            accepted = value if isinstance(value, str) and value in self.choices else None
+            known = isinstance(value, str) and (not self.choices or value in self.choices)
+            accepted = str(value) if known else None
         elif self.kind is bool:
             accepted = value if isinstance(value, bool) else None
         else:
@@ -264,18 +263,14 @@ def _interpolate(anchors: Sequence[Scalar], t: float) -> Scalar:
     return (1 - fraction) * numbers[i] + fraction * numbers[min(len(numbers) - 1, i + 1)]
 
 
-def scalars(setting: Setting) -> Iterator[Scalar]:
-    """Every scalar written in ``setting``.
+def always(setting: Setting) -> bool:
+    """Whether ``setting`` has a value for every tensor.
 
     Examples
     --------
-    >>> list(scalars((Filtered((0.0, 1.0), "mlp"), Filtered(0.5))))
-    [0.0, 1.0, 0.5]
+    >>> always(0.5), always((Filtered(0.5, "mlp"),)), always((Filtered(0.5, "mlp"), Filtered(1.0)))
+    (True, False, True)
     """
-    if isinstance(setting, Filtered):
-        yield from scalars(setting.value)
-    elif isinstance(setting, tuple):
-        for entry in setting:
-            yield from scalars(entry)  # type: ignore[arg-type]  # a Filtered holds a setting
-    else:
-        yield setting
+    if not isinstance(setting, tuple):
+        return True
+    return any(not isinstance(e, Filtered) or e.filter in (None, "*") for e in setting)
