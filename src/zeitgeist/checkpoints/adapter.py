@@ -10,8 +10,7 @@ update of a weight as two factors, and PEFT stores those in ``adapter_model.safe
 ``alpha`` and ``r`` may be given per module (``alpha_pattern``, ``rank_pattern``: regular
 expressions over module paths, the first that matches decides). Some weights are stored by the base
 model as (in, out): GPT-2's Conv1D (``fan_in_fan_out``) and every embedding; their update is the
-transpose of ``b @ a``. What is more than a pair of factors (DoRA, a bias of its own, an
-initialisation that changes the base) cannot be merged as low-rank factors and is refused by name.
+transpose of ``b @ a``.
 
 r rank, i input features, o output features
 """
@@ -26,21 +25,21 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from zeitgeist.checkpoints.atomic import new_directory
+from zeitgeist.checkpoints.peft_format import (
+    CONFIG,
+    WEIGHTS,
+    FactorPair,
+    by_pattern,
+    open_weights,
+    read_config,
+    read_names,
+)
 from zeitgeist.errors import CheckpointInvalid, InputInvalid
 
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
-PICKLES = ("adapter_model.bin", "adapter_model.pt", "pytorch_adapter.bin")
-PREFIX = "base_model.model."
-KEY = re.compile(
-    rf"{re.escape(PREFIX)}(?P<module>.+)\.lora_(?P<kind>embedding_)?(?P<side>[AB])(\.weight)?"
-)
-FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 SIDECARS = (
     "tokenizer*",
     "special_tokens_map.json",
@@ -59,23 +58,6 @@ KEPT = (
     "revision",
     "task_type",
 )
-
-# Options of PEFT 0.21's LoraConfig under which the weights are not base + scale * b @ a.
-REFUSED = {
-    "use_dora": "DoRA rescales the columns of the weight after adding the update",
-    "lora_bias": "lora_bias adds a bias to every module",
-    "use_qalora": "QA-LoRA pools the inputs before the first factor",
-    "use_bdlora": "BD-LoRA's factors are block diagonal",
-    "kasa_config": "KaSA truncates the base weight",
-    "monteclora_config": "MonteCLoRA samples its factors",
-    "arrow_config": "Arrow routes every token to adapters of its own choice",
-    "alora_invocation_tokens": "activated LoRA applies only after an invocation",
-    "layer_replication": "layer replication changes the base model's depth",
-    "target_parameters": "target_parameters adapts stacked experts",
-    "trainable_token_indices": "trainable tokens replace rows of the embedding",
-}
-# Initialisations that subtract from the base weight what they put in the factors.
-BASE_CHANGING = ("pissa", "corda", "olora", "loftq", "lora_ga")
 
 
 @dataclass(frozen=True)
@@ -115,15 +97,6 @@ class LoraFactors:
         return (product.T if self.transposed else product).reshape(self.shape).contiguous()
 
 
-@dataclass(frozen=True)
-class _Pair:
-    a_key: str
-    b_key: str
-    a_shape: tuple[int, ...]
-    b_shape: tuple[int, ...]
-    embedding: bool
-
-
 class Adapter:
     """A LoRA adapter opened from its header; tensors are mapped when asked for.
 
@@ -150,7 +123,7 @@ class Adapter:
     def __init__(self, path: Path, config: dict[str, Any], weights: Any) -> None:
         self.path, self.config, self._weights = path, config, weights
         self.base: str | None = config.get("base_model_name_or_path") or None
-        self._pairs, self._extra = _pairs_and_extra(path / WEIGHTS, weights)
+        self._pairs, self._extra = read_names(path / WEIGHTS, weights)
         self.modules = tuple(self._pairs)
         self.extra = tuple(self._extra)
         self.sidecars = tuple(
@@ -166,7 +139,9 @@ class Adapter:
     def scale(self, module: str) -> float:
         """``alpha / r`` or, rank-stabilised, ``alpha / sqrt(r)`` for one module."""
         rank = self.rank(module)
-        alpha = _by_pattern(self.config, "alpha_pattern", module, self.config.get("lora_alpha", 8))
+        alpha = by_pattern(
+            self.config.get("alpha_pattern"), module, self.config.get("lora_alpha", 8)
+        )
         return float(alpha) / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
 
     def transposed(self, module: str) -> bool:
@@ -224,7 +199,7 @@ class Adapter:
         for key in self._weights.keys():  # noqa: SIM118  (the handle is no mapping)
             self._finite(key)
 
-    def _pair(self, module: str) -> _Pair:
+    def _pair(self, module: str) -> FactorPair:
         if module not in self._pairs:
             raise InputInvalid(
                 f"the adapter has no module {module!r}",
@@ -245,7 +220,7 @@ class Adapter:
         return tensor
 
     def _check_rank(self, module: str) -> None:
-        said = _by_pattern(self.config, "rank_pattern", module, self.config.get("r", 8))
+        said = by_pattern(self.config.get("rank_pattern"), module, self.config.get("r", 8))
         if self.rank(module) != said:
             raise CheckpointInvalid(
                 f"the factors of {module!r} have rank {self.rank(module)} where the configuration "
@@ -253,90 +228,6 @@ class Adapter:
                 origin=self.path / CONFIG,
                 mend="r and rank_pattern must be those of the training run, or the scale is wrong",
             )
-
-
-def _by_pattern(config: Mapping[str, Any], field: str, module: str, default: Any) -> Any:
-    for pattern, value in (config.get(field) or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return default
-
-
-def _pairs_and_extra(file: Path, weights: Any) -> tuple[dict[str, _Pair], dict[str, str]]:
-    sides: dict[str, dict[str, str]] = {}
-    embeddings: set[str] = set()
-    extra: dict[str, str] = {}
-    for key in weights.keys():  # noqa: SIM118  (the handle is no mapping)
-        match = KEY.fullmatch(key)
-        if match:
-            sides.setdefault(match["module"], {})[match["side"]] = key
-            if match["kind"]:
-                embeddings.add(match["module"])
-        elif key.startswith(PREFIX) and "lora_" not in key and ".token_adapter." not in key:
-            extra[key.removeprefix(PREFIX).replace(".base_layer.", ".")] = key
-        else:
-            raise CheckpointInvalid(
-                f"tensor {key!r} is neither a LoRA factor nor a saved module",
-                origin=file,
-                mend="only plain LoRA adapters in PEFT's own format can be read",
-            )
-    pairs = {module: _pair(file, module, keys, weights) for module, keys in sides.items()}
-    if not pairs:
-        raise CheckpointInvalid("there are no LoRA factors in this file", origin=file)
-    return {
-        module: _Pair(*pair, embedding=module in embeddings) for module, pair in pairs.items()
-    }, extra
-
-
-def _pair(
-    file: Path, module: str, keys: Mapping[str, str], weights: Any
-) -> tuple[str, str, tuple[int, ...], tuple[int, ...]]:
-    for side in "AB":
-        if side not in keys:
-            raise CheckpointInvalid(f"{module!r} has no lora_{side}", origin=file)
-        found = weights.get_slice(keys[side]).get_dtype()
-        if found not in FLOATS:
-            raise CheckpointInvalid(
-                f"tensor {keys[side]!r} has dtype {found}",
-                origin=file,
-                mend=f"one of {', '.join(FLOATS)} is needed",
-            )
-    a, b = (tuple(weights.get_slice(keys[side]).get_shape()) for side in "AB")
-    if len(a) < 2 or len(a) != len(b) or math.prod(a) * math.prod(b) == 0:
-        raise CheckpointInvalid(
-            f"the factors of {module!r} have shapes {list(a)} and {list(b)}",
-            origin=file,
-            mend="sharded training must gather its parameters before saving",
-        )
-    if a[0] != b[1] or set(b[2:]) - {1}:
-        raise CheckpointInvalid(
-            f"the factors of {module!r} do not multiply: lora_A is {list(a)}, lora_B is {list(b)}",
-            origin=file,
-            mend="grouped convolutions are not supported",
-        )
-    return keys["A"], keys["B"], a, b
-
-
-def _check_config(file: Path, config: Mapping[str, Any]) -> None:
-    kind = config.get("peft_type")
-    if kind != "LORA":
-        raise CheckpointInvalid(
-            f"the adapter's peft_type is {kind!r}",
-            origin=file,
-            mend="only LoRA adapters are pairs of factors; merge this one into its base with "
-            "PEFT's merge_and_unload and give the result as a checkpoint",
-        )
-    reasons = [why for option, why in REFUSED.items() if config.get(option)]
-    start = str(config.get("init_lora_weights", True)).lower()
-    if start.startswith(BASE_CHANGING):
-        reasons.append(f"init_lora_weights {start!r} changes the base weight")
-    if reasons:
-        raise CheckpointInvalid(
-            f"{reasons[0]}, so this adapter is more than a pair of factors",
-            origin=file,
-            mend="merge it into its base with PEFT's merge_and_unload and give the result as a "
-            "checkpoint",
-        )
 
 
 def open_adapter(path: str | Path) -> Adapter:
@@ -364,48 +255,12 @@ def open_adapter(path: str | Path) -> Adapter:
     zeitgeist.errors.CheckpointInvalid: no/such/adapter: there is no 'adapter_config.json' here; ...
     """
     path = Path(path)
-    if not (path / CONFIG).is_file():
-        raise CheckpointInvalid(
-            f"there is no {CONFIG!r} here",
-            origin=path,
-            mend="give the directory that PEFT's save_pretrained wrote",
-        )
-    try:
-        config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise ValueError("not a mapping")
-    except ValueError as error:
-        raise CheckpointInvalid(f"not a JSON mapping ({error})", origin=path / CONFIG) from error
-    _check_config(path / CONFIG, config)
-    if not (path / WEIGHTS).is_file():
-        pickle = next((name for name in PICKLES if (path / name).is_file()), None)
-        raise CheckpointInvalid(
-            f"{pickle!r} is a pickle, which can run code when read"
-            if pickle
-            else f"there is no {WEIGHTS!r} here",
-            origin=path,
-            mend=_conversion(path / pickle) if pickle else "the adapter is incomplete",
-        )
-    try:
-        weights = safe_open(path / WEIGHTS, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise CheckpointInvalid(f"damaged: {error}", origin=path / WEIGHTS) from error
-    return Adapter(path, config, weights)
-
-
-def _conversion(pickle: Path) -> str:
-    code = (
-        "import torch; from safetensors.torch import save_file; "
-        f"w = torch.load({str(pickle)!r}, weights_only=True, map_location='cpu'); "
-        "save_file({k: v.clone().contiguous() for k, v in w.items()}, "
-        f"{str(pickle.with_name(WEIGHTS))!r})"
-    )
-    return f'convert it once with: python -c "{code}"'
+    return Adapter(path, read_config(path), open_weights(path))
 
 
 def write_adapter(
     out: Path,
-    factors: Mapping[str, tuple[Float[Tensor, "r i"], Float[Tensor, "o r"]]],
+    factors: Mapping[str, tuple[Float[Tensor, "_ _"], Float[Tensor, "_ _"]]],
     *,
     like: Adapter | Sequence[Adapter],
     overwrite: bool = False,
@@ -491,8 +346,6 @@ def _stored(
             (pair.a_key, a, (-1, *pair.a_shape[1:])),
             (pair.b_key, b, (pair.b_shape[0], -1, *pair.b_shape[2:])),
         ):
-            # clone: safetensors refuses tensors that share storage, and views are not contiguous
-            yield (
-                key,
-                value.detach().cpu().reshape(shape).clone(memory_format=torch.contiguous_format),
-            )
+            # safetensors refuses tensors that share storage or are not contiguous
+            owned = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+            yield key, owned.reshape(shape)
