@@ -151,7 +151,7 @@ def new_directory(
     partial = _partial(target)
     with _only_writer(target, out):
         if not keep_partial:
-            _remove(partial)
+            remove(partial)
         partial.mkdir(exist_ok=True)
         try:
             yield partial
@@ -163,9 +163,9 @@ def new_directory(
             sync(target.parent)
         except BaseException:
             if not keep_partial:
-                _remove(partial)
+                remove(partial)
             raise
-        _remove(partial)
+        remove(partial)
 
 
 def sync(path: Path) -> None:
@@ -179,13 +179,16 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def remove(path: Path) -> None:
+    """Remove a file, a link, or a directory with all that is in it; nothing if it is not there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def _partial(target: Path) -> Path:
     return target.with_name(f".{target.name}.partial")
-
-
-def _remove(path: Path) -> None:
-    if os.path.lexists(path):
-        shutil.rmtree(path)
 
 
 def _real_places(inputs: Sequence[Path]) -> list[Path]:
@@ -238,7 +241,7 @@ def _replace(partial: Path, target: Path) -> None:
     if _exchange(partial, target):
         return
     aside = target.with_name(f".{target.name}.replaced")
-    _remove(aside)
+    remove(aside)
     target.rename(aside)
     try:
         partial.rename(target)

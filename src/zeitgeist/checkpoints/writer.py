@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from zeitgeist.checkpoints.atomic import new_directory
+from zeitgeist.checkpoints.atomic import new_directory, remove
 from zeitgeist.checkpoints.header import CODES, TensorSpec, build_header
 from zeitgeist.errors import CheckpointInvalid, InputInvalid
 
@@ -242,7 +242,8 @@ class CheckpointWriter:
                 self.text("model.safetensors.index.json", self._index())
 
     def _lay_out(self) -> None:
-        _empty(self._partial)
+        for entry in self._partial.iterdir():
+            remove(entry)
         sizes = {
             name: len(self._heads[name]) + sum(spec.nbytes for spec in shard)
             for name, shard in self._shards.items()
@@ -288,7 +289,7 @@ class CheckpointWriter:
                 whole = entry.read_bytes()
                 os.truncate(entry, whole.rfind(b"\n") + 1)
             elif entry.name not in self._shards:
-                _remove(entry)
+                remove(entry)
 
     def _index(self) -> str:
         files = {spec.name: file for file, shard in self._shards.items() for spec in shard}
@@ -384,15 +385,3 @@ def _naming_full_disk(out: Path) -> Iterator[None]:
             f"the disk is full or its quota used up while writing '{out}' ({error.strerror})",
             mend="make room or choose another disk",
         ) from None
-
-
-def _empty(directory: Path) -> None:
-    for entry in directory.iterdir():
-        _remove(entry)
-
-
-def _remove(entry: Path) -> None:
-    if entry.is_dir() and not entry.is_symlink():
-        shutil.rmtree(entry)
-    else:
-        entry.unlink()
