@@ -312,8 +312,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 def _match(names: Mapping[str, frozenset[str] | None], headers: Mapping[str, Header]) -> None:
     """Refuse shards that hold something else than the index says."""
     owner: dict[str, Path] = {}
-    for file, promised in names.items():
-        header = headers[file]
+    for header in headers.values():
         for name in header.specs:
             if name in owner:
                 raise CheckpointInvalid(
@@ -322,8 +321,10 @@ def _match(names: Mapping[str, frozenset[str] | None], headers: Mapping[str, Hea
                     mend=UNSOUND,
                 )
             owner[name] = header.path
+    for file, promised in names.items():
         if promised is None:
             continue
+        header = headers[file]
         if absent := promised - header.specs.keys():
             raise CheckpointInvalid(
                 f"the tensor '{min(absent)}' is not in this shard, where the index puts it",
