@@ -8,12 +8,14 @@ task vectors rescaled to their L1 norm instead of by 1/p).
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
 
 from zeitgeist.errors import InputInvalid
 from zeitgeist.merging import options as opt
+from zeitgeist.merging.options import in_range
 
 Compat = Literal["mergekit"] | None
 Family = Literal["combination", "task_vectors", "nearswap", "copy"]
@@ -212,21 +214,6 @@ def field_name(key: str) -> str:
     return "lambda_" if key == "lambda" else key
 
 
-def in_range(value: float, within: str) -> bool:
-    """Whether a number lies in an interval written as ``(low, high]``; NaN never does.
-
-    Examples
-    --------
-    >>> in_range(0.0, "(0, 1]"), in_range(1.0, "(0, 1]"), in_range(float("nan"), "")
-    (False, True, False)
-    """
-    if not within:
-        return value == value
-    low, high = (float(end) for end in within[1:-1].split(","))
-    above = value >= low if within[0] == "[" else value > low
-    return above and (value <= high if within[-1] == "]" else value < high)
-
-
 def make_options(
     name: str, given: Mapping[str, Any] | None = None, *, compat: Compat = None
 ) -> Any:
@@ -354,6 +341,48 @@ def task_vector_rule(
         lambda_=float(lambda_),
         compat=compat,
     )
+
+
+def check_weights(name: str, options: Any, weights: Sequence[float], *, compat: Compat) -> None:
+    """Refuse weights that a method cannot mean anything with, before any work is done.
+
+    Raises
+    ------
+    InputInvalid
+        Not finite; summing to 0 where they are normalized; or negative where each entry is
+        averaged over the experts that agree with its sign: dividing by a sum of weights of both
+        signs takes the sign back out and blows entries up. (mergekit allows both.)
+
+    Examples
+    --------
+    >>> check_weights("linear", make_options("linear"), [1.0, -1.0], compat=None)
+    Traceback (most recent call last):
+    ...
+    zeitgeist.errors.InputInvalid: linear: weights [1.0, -1.0] sum to 0; ...
+    """
+    values = list(weights)
+    if not all(math.isfinite(weight) for weight in values):
+        raise InputInvalid(f"{name}: weights are {values}", mend="give finite numbers")
+    rule = None
+    if find_method(name).family == "task_vectors":
+        rule = task_vector_rule(name, options, weights_given=True, compat=compat)
+    normalized = getattr(options, "normalize", getattr(options, "normalize_weights", False))
+    if rule and rule.elect != "none":
+        if normalized and not compat and any(weight < 0 for weight in values):
+            raise InputInvalid(
+                f"{name}: weights are {values}",
+                mend="give weights >= 0, or normalize: false; task_arithmetic subtracts with a "
+                "negative weight",
+            )
+        return
+    if compat and rule:  # a sum of 0 divides by 1 there
+        return
+    normalized = normalized or (name == "nuslerp" and not compat)
+    if normalized and abs(math.fsum(values)) <= 1e-12 * math.fsum(map(abs, values)):
+        raise InputInvalid(
+            f"{name}: weights {values} sum to 0",
+            mend="they cannot be normalized: change them, or give normalize: false",
+        )
 
 
 def describe(name: str) -> list[tuple[str, Any, str, str]]:

@@ -37,6 +37,21 @@ def option(default: Any, meaning: str, source: str, within: str = "") -> Any:
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def in_range(value: float, within: str) -> bool:
+    """Whether a number lies in an interval written as ``(low, high]``; NaN never does.
+
+    Examples
+    --------
+    >>> in_range(0.0, "(0, 1]"), in_range(1.0, "(0, 1]"), in_range(float("nan"), "")
+    (False, True, False)
+    """
+    if not within:
+        return value == value
+    low, high = (float(end) for end in within[1:-1].split(","))
+    above = value >= low if within[0] == "[" else value > low
+    return above and (value <= high if within[-1] == "]" else value < high)
+
+
 def _lambda(default: float | None, source: str, *, unweighted: float = 0.0) -> Any:
     meaning = "scale of the merged update"
     if default is None:

@@ -16,6 +16,7 @@ ties and zeros that hold here too.
 Dimensions: n experts, *shape one tensor, N its number of entries.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -38,27 +39,45 @@ L1_TOO_SMALL = 1e-7
 
 
 def band_limits(
-    delta: Float[Tensor, "*shape"], density: float, gamma: float
+    delta: Float[Tensor, "*shape"], density: float, gamma: float, *, as_mergekit: bool = False
 ) -> tuple[float, float]:
     """The smallest and the largest magnitude that Model Breadcrumbs keeps of one task vector.
 
-    The int(gamma N) largest entries are above the band; the band holds the next
-    max(1, int(density N)), or what there is. At least one entry stays in it.
+    Parameters
+    ----------
+    delta
+        Task vector of one expert.
+    density, gamma
+        Fraction that is kept, and fraction of outliers above it.
+    as_mergekit
+        Where both do not fit, or density is 1, keep density of the entries and fewer outliers are
+        dropped; int(density N) may be 0. Without, the outliers go first and the band holds the
+        next max(1, int(density N)), or what there is.
 
     Examples
     --------
-    >>> band_limits(torch.tensor([9.0, 4.0, 3.0, 2.0, 1.0]), 0.4, 0.2)
-    (3.0, 4.0)
+    >>> delta = torch.tensor([9.0, 4.0, 3.0, 2.0, 1.0])
+    >>> band_limits(delta, 0.4, 0.2), band_limits(delta, 0.9, 0.4, as_mergekit=True)
+    ((3.0, 4.0), (1.0, 4.0))
     """
     numel = delta.numel()
-    above = min(int(gamma * numel), numel - 1)
-    lowest = min(numel, above + keep_count(density, numel))
+    above, wanted = min(int(gamma * numel), numel - 1), keep_count(density, numel)
+    if as_mergekit:
+        wanted = min(numel, max(0, int(density * numel)))
+        above = min(int(gamma * numel), numel - wanted)
+        if wanted == 0:
+            return math.inf, math.inf
     values = magnitude(delta)
-    return order_statistic(values, lowest), order_statistic(values, above + 1)
+    lowest = order_statistic(values, min(numel, above + wanted))
+    return lowest, order_statistic(values, above + 1)
 
 
 def breadcrumbs(
-    deltas: Deltas, densities: Sequence[float], gammas: Sequence[float]
+    deltas: Deltas,
+    densities: Sequence[float],
+    gammas: Sequence[float],
+    *,
+    as_mergekit: bool = False,
 ) -> Float[Tensor, "n *shape"]:
     """Zero the outliers and the small entries of each task vector.
 
@@ -68,17 +87,17 @@ def breadcrumbs(
         Task vectors (n, *shape).
     densities, gammas
         Fraction to keep and fraction of outliers above it, one per expert.
+    as_mergekit
+        See `band_limits`.
 
     Examples
     --------
     >>> breadcrumbs(torch.tensor([[9.0, -4.0, 3.0, 2.0, 1.0]]), [0.4], [0.2]).tolist()
     [[0.0, -4.0, 3.0, 0.0, 0.0]]
     """
-    if not deltas[0].numel():
-        return deltas
     kept = []
     for delta, density, gamma in zip(deltas, densities, gammas, strict=True):
-        low, high = band_limits(delta, density, gamma)
+        low, high = band_limits(delta, density, gamma, as_mergekit=as_mergekit)
         size = magnitude(delta)
         kept.append(torch.where((size >= low) & (size <= high), delta, 0.0))
     return torch.stack(kept)
@@ -263,7 +282,7 @@ def energy_weights(
 
     Examples
     --------
-    >>> energy_weights(torch.tensor([[1e-5], [2e-5]], dtype=torch.float64)).tolist()
+    >>> energy_weights(torch.tensor([[1.0], [2.0]], dtype=torch.float64)).tolist()
     [0.2, 0.8]
     """
     squares = (deltas**2).reshape(len(deltas), -1).sum(dim=1) / max(1, deltas[0].numel())

@@ -198,6 +198,7 @@ def disjoint_mean(
     *,
     election: Election = "plain",
     normalize: bool = True,
+    smallest_divisor: float = 0.0,
 ) -> Update:
     """Weighted mean of each entry over the experts that agree with its sign (TIES, step 3).
 
@@ -209,6 +210,8 @@ def disjoint_mean(
         Whether it is d or w d that must have the sign.
     normalize
         Divide by the sum of the agreeing weights; where that is 0, by 1. Without: the sum.
+    smallest_divisor
+        Divide by no less than this; mergekit's SCE has 1e-6.
 
     Examples
     --------
@@ -223,6 +226,8 @@ def disjoint_mean(
     if not normalize:
         return total
     divisor = sum_in_order(torch.where(agree, column, 0.0))
+    if smallest_divisor:
+        divisor = divisor.clamp(min=smallest_divisor)
     return total / torch.where(divisor == 0, 1.0, divisor)
 
 
