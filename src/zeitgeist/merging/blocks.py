@@ -184,7 +184,7 @@ def _stage_list(members: Mapping[int, set[tuple[str, ...]]]) -> str | None:
                 if s[0] == container and len(s) > 3 and s[1].isdecimal():
                     inside.setdefault((number, s[1]), set()).add(s[2:])
         union = set().union(*inside.values())
-        alike = all(2 * len(block) >= len(union) for block in inside.values())
+        alike = all(2 * len(block) > len(union) for block in inside.values())
         everywhere = {number for number, _ in inside} == set(members)
         if (
             "expert" not in container.lower()

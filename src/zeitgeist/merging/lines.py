@@ -29,6 +29,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
@@ -251,6 +252,96 @@ def scale_update(
         return round_once(base.double(), tuned.dtype)
     start = base.double()
     return round_once(start + scale * (tuned.double() - start), tuned.dtype)
+
+
+@dataclass(frozen=True)
+class ScaledTensors:
+    """Result of :func:`scale_layers`: the tensors, the scale of each, and what to know."""
+
+    tensors: dict[str, Tensor]
+    scales: dict[str, float]
+    notes: tuple[str, ...]
+
+
+def scale_layers(
+    base: Mapping[str, Tensor],
+    tuned: Mapping[str, Tensor],
+    options: LinesOptions,
+    *,
+    n: int = 1,
+    l1_sum: float | None = None,
+    l1_merged: float | None = None,
+) -> ScaledTensors:
+    """LiNeS on two state dicts.
+
+    Parameters
+    ----------
+    base, tuned
+        Tensors by name: before the fine-tune, and after it or after a merge.
+    options
+        Strengths and rules.
+    n, l1_sum, l1_merged
+        See :meth:`LinesOptions.strengths`.
+
+    Returns
+    -------
+    ScaledTensors
+        Every name of either input, in the dtype of ``tuned``. What only the base has is copied;
+        what only ``tuned`` has, also the rows of a vocabulary that grew, stays at full strength.
+        Tensors that share memory in ``tuned`` share it in the result and take the scale of the
+        first of their names.
+
+    Raises
+    ------
+    InputInvalid
+        No blocks, NaN (names the tensor), or shapes that differ in more than the number of rows.
+
+    Examples
+    --------
+    >>> import torch
+    >>> base = {f"h.{i}.mlp.weight": torch.zeros(1) for i in range(3)}
+    >>> tuned = {name: torch.ones(1) for name in base}
+    >>> [t.item() for t in scale_layers(base, tuned, LinesOptions(alpha=0.0)).tensors.values()]
+    [0.0, 0.5, 1.0]
+    """
+    alpha, beta = options.strengths(n, l1_sum, l1_merged)
+    stacks = detect_blocks(tuned, options.pattern)
+    scales = block_scales(
+        tuned, alpha, beta, before=options.before, after=options.after, stacks=stacks
+    )
+    notes = [note for stack in stacks for note in stack.notes]
+    tensors: dict[str, Tensor] = {}
+    by_memory: dict[tuple[int, torch.Size, torch.dtype], str] = {}
+    for name, after in tuned.items():
+        first = by_memory.setdefault((after.data_ptr(), after.shape, after.dtype), name)
+        if first != name and after.numel():
+            tensors[name], scales[name] = tensors[first], scales[first]
+            continue
+        before = base.get(name)
+        if before is None:
+            tensors[name], scales[name] = after, 1.0
+            notes.append(f"{name}: not in the base, kept at full strength")
+            continue
+        if before.shape[1:] != after.shape[1:] or before.ndim != after.ndim:
+            raise InputInvalid(
+                f"{name} is {list(before.shape)} in the base and {list(after.shape)} after",
+                mend="LiNeS needs a base and a fine-tune of one architecture",
+            )
+        for tensor, which in ((before, "base"), (after, "fine-tune")):
+            if tensor.is_floating_point() and bool(tensor.isnan().any()):
+                raise InputInvalid(f"{name} of the {which} holds NaN")
+        rows = min(len(before), len(after)) if after.ndim else 0
+        if after.ndim and len(before) != len(after):
+            notes.append(f"{name}: {len(before)} rows in the base, {len(after)} after")
+            common = scale_update(before[:rows], after[:rows], scales[name])
+            tensors[name] = torch.cat([common, after[rows:]])
+        else:
+            tensors[name] = scale_update(before, after, scales[name])
+    for name in base:
+        if name not in tensors:
+            tensors[name], scales[name] = base[name], 0.0
+            notes.append(f"{name}: only in the base, copied")
+    return ScaledTensors(tensors, scales, tuple(notes))
 
 
 def scale_adapter(
