@@ -26,6 +26,8 @@ Without, a guard only catches what has no answer: zero vectors, exact opposites.
 Dimensions: n inputs, *batch independent groups (rows), size entries of a vector.
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
@@ -310,6 +312,49 @@ def model_stock_ratio(gram: Gram, *, as_mergekit: bool = False) -> Float64[Tenso
     divisor = 1 + (n - 1) * cosine
     singular = divisor.abs() < 1e-6
     return torch.where(singular, 0.0, n * cosine / torch.where(singular, 1.0, divisor))
+
+
+def coefficients(
+    method: str,
+    gram: Gram,
+    weights: Float64[Tensor, " n"],
+    options: Any,
+    *,
+    as_mergekit: bool = False,
+) -> Coefficients:
+    """What each vector is multiplied with, for any method whose result lies in their span.
+
+    Parameters
+    ----------
+    method
+        ``slerp``, ``karcher``, ``multislerp``, ``nuslerp`` or ``model_stock``.
+    gram
+        Inner products of the vectors: of the tensors for slerp and karcher (and for the others
+        without a base), else of the task vectors. A batch for methods that work by rows.
+    weights, options
+        Of the experts, and the method's options.
+    as_mergekit
+        The rules of mergekit 0.1.5.
+    """
+    if method == "slerp":
+        return slerp_coefficients(gram, options.t, as_mergekit=as_mergekit)
+    if method == "nuslerp":
+        return nuslerp_coefficients(gram, weights, as_mergekit=as_mergekit)
+    if method == "karcher":
+        return karcher_coefficients(
+            gram, max_iter=options.max_iter, tol=options.tol, as_mergekit=as_mergekit
+        )
+    if method == "multislerp":
+        return multislerp_coefficients(
+            gram,
+            weights,
+            normalize_weights=options.normalize_weights,
+            eps=options.eps,
+            as_mergekit=as_mergekit,
+        )
+    ratio = model_stock_ratio(gram, as_mergekit=as_mergekit)
+    n = gram.shape[-1]
+    return (ratio / n).unsqueeze(-1).expand(*ratio.shape, n)
 
 
 def nearswap(

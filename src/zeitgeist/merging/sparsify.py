@@ -60,16 +60,27 @@ def band_limits(
     >>> band_limits(delta, 0.4, 0.2), band_limits(delta, 0.9, 0.4, as_mergekit=True)
     ((3.0, 4.0), (1.0, 4.0))
     """
-    numel = delta.numel()
+    values = magnitude(delta)
+    lowest, highest = band_ranks(delta.numel(), density, gamma, as_mergekit=as_mergekit)
+    if as_mergekit and int(density * delta.numel()) <= 0:
+        return math.inf, math.inf
+    return order_statistic(values, lowest), order_statistic(values, highest)
+
+
+def band_ranks(
+    numel: int, density: float, gamma: float, *, as_mergekit: bool = False
+) -> tuple[int, int]:
+    """Ranks, 1 = largest, of the smallest and the largest entry of the band of `band_limits`.
+
+    Examples
+    --------
+    >>> band_ranks(5, 0.4, 0.2), band_ranks(5, 0.9, 0.4, as_mergekit=True)
+    ((3, 2), (5, 2))
+    """
     above, wanted = min(int(gamma * numel), numel - 1), keep_count(density, numel)
     if as_mergekit:
-        wanted = min(numel, max(0, int(density * numel)))
         above = min(int(gamma * numel), numel - wanted)
-        if wanted == 0:
-            return math.inf, math.inf
-    values = magnitude(delta)
-    lowest = order_statistic(values, min(numel, above + wanted))
-    return lowest, order_statistic(values, above + 1)
+    return min(numel, above + wanted), above + 1
 
 
 def breadcrumbs(
@@ -138,20 +149,25 @@ def keep_probabilities(
     """
     if density >= 1:
         return torch.ones_like(delta, dtype=torch.float64)
-    low = density - width / 2
-    if low <= 0 or density + width / 2 > 1:
-        raise InputInvalid(
-            f"keep probabilities from {low:.4g} to {density + width / 2:.4g}"
-            f" (density {density:.4g}, window {width:.4g})",
-            mend="make epsilon smaller, so that they lie in (0, 1]",
-        )
+    check_window(density, width)
     rows = delta.reshape(1) if delta.dim() == 0 else delta
     cols = rows.shape[axis]
     if cols < 2:
         return torch.full_like(delta, density, dtype=torch.float64)
     order = magnitude(rows).argsort(dim=axis, stable=True)
     ranks = order.argsort(dim=axis).to(torch.float64)
-    return low + width * (ranks / (cols - 1))
+    return (density - width / 2) + width * (ranks / (cols - 1))
+
+
+def check_window(density: float, width: float) -> None:
+    """Refuse a window of keep probabilities that reaches 0 or beyond 1."""
+    low, high = density - width / 2, density + width / 2
+    if low <= 0 or high > 1:
+        raise InputInvalid(
+            f"keep probabilities from {low:.4g} to {high:.4g}"
+            f" (density {density:.4g}, window {width:.4g})",
+            mend="make epsilon smaller, so that they lie in (0, 1]",
+        )
 
 
 def drop_at_random(

@@ -174,43 +174,29 @@ def _combined(
     options: Any,
     compat: Compat,
 ) -> Float64[Tensor, "*shape"]:
-    name, told, shape = method.name, compat is not None, experts.shape[1:]
-    if name == "slerp":
-        ends = experts if base is None else torch.cat([base.unsqueeze(0), experts])
-        gram = interpolation.gram_matrix(ends.flatten(1))
-        coefficients = interpolation.slerp_coefficients(gram, options.t, as_mergekit=told)
-        return _mix(ends, coefficients)
+    name, shape = method.name, experts.shape[1:]
     if name == "linear":
-        return _mix(
-            experts, interpolation.linear_coefficients(weights, normalize=options.normalize)
-        )
-    if name == "karcher":
-        gram = interpolation.gram_matrix(experts.flatten(1))
-        coefficients = interpolation.karcher_coefficients(
-            gram, max_iter=options.max_iter, tol=options.tol, as_mergekit=told
-        )
-        return _mix(experts, coefficients)
-    vectors = experts if base is None else experts - base
-    if name == "multislerp":
-        coefficients = interpolation.multislerp_coefficients(
-            interpolation.gram_matrix(vectors.flatten(1)),
-            weights,
-            normalize_weights=options.normalize_weights,
-            eps=options.eps,
-            as_mergekit=told,
-        )
-        update = _mix(vectors, coefficients)
-    elif name == "nuslerp":
-        along = 0 if options.nuslerp_row_wise else -1
-        rows = _rows(vectors, flatten=options.nuslerp_flatten, along=along)
-        gram = interpolation.gram_matrix(rows)
-        coefficients = interpolation.nuslerp_coefficients(gram, weights, as_mergekit=told)
-        update = _unrows((coefficients.unsqueeze(-1) * rows).sum(-2), shape, options, along)
+        c = interpolation.linear_coefficients(weights, normalize=options.normalize)
+        return _mix(experts, c)
+    vectors, start = experts, None
+    if base is not None and name == "slerp":
+        vectors = torch.cat([base.unsqueeze(0), experts])
+    elif base is not None:
+        vectors, start = experts - base, base
+    flatten = getattr(options, "nuslerp_flatten", True) and not getattr(
+        options, "filter_wise", False
+    )
+    along = 0 if getattr(options, "nuslerp_row_wise", False) else -1
+    rows = _rows(vectors, flatten=flatten, along=along)
+    gram = interpolation.gram_matrix(rows)
+    c = interpolation.coefficients(
+        name, gram[0] if flatten else gram, weights, options, as_mergekit=compat is not None
+    )
+    if flatten:
+        update = _mix(vectors, c)
     else:
-        rows = _rows(vectors, flatten=not options.filter_wise, along=-1)
-        ratio = interpolation.model_stock_ratio(interpolation.gram_matrix(rows), as_mergekit=told)
-        update = (ratio.unsqueeze(-1) * rows.mean(-2)).reshape(shape)
-    return update if base is None else base + update
+        update = _unrows((c.unsqueeze(-1) * rows).sum(-2), shape, along)
+    return update if start is None else start + update
 
 
 def _mix(
@@ -231,9 +217,9 @@ def _rows(
 
 
 def _unrows(
-    rows: Float64[Tensor, "rows size"], shape: torch.Size, options: Any, along: int
+    rows: Float64[Tensor, "rows size"], shape: torch.Size, along: int
 ) -> Float64[Tensor, "*shape"]:
-    if options.nuslerp_flatten or along != 0 or len(shape) == 1:
+    if along != 0 or len(shape) == 1:
         return rows.reshape(shape)
     turned = [*shape]
     turned[0], turned[-1] = turned[-1], turned[0]

@@ -16,14 +16,16 @@ Steps on a tile, for experts i and entries j (x inputs, b base, w weights):
 7.  m_j  = 0 unless at least k experts claim entry j    (TALL masks)
 8.  out_j = b_j + scale * m_j
 
-Letters: n experts, C entries of a chunk, T entries of a tile.
+Arguments: ``stack`` (n + 1, C), float32 or float64, holds the experts' entries of a chunk and in
+its last row the base's; ``draws`` (n, C) and ``probabilities`` (n, C) are random words and DELLA's
+keep probabilities, or (n, 0) where unused. Letters: n experts, C entries of a chunk, T of a tile.
 """
 
 from typing import Any, NamedTuple
 
 import numba
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Float64, Int64, Shaped, UInt32
+from jaxtyping import Bool, Float32, Float64
 
 TILE = 512
 BLOCK = 4096  # sums are formed per block of this many entries, so that they do not depend on chunks
@@ -36,8 +38,9 @@ _UNIT = 2.0**-32
 class Rule(NamedTuple):
     """What to do with the deltas of one tensor; see the numbered steps of the module.
 
-    Arrays have one entry per expert. ``random`` and ``normalize`` switch steps 3 and the division
-    of step 6; ``variance_floor < 0`` and ``tall_k == 0`` switch steps 4 and 7 off.
+    Arrays have one entry per expert. ``random`` and ``normalize`` switch step 3 and the division
+    of step 6 on; ``variance_floor < 0`` and ``tall_k == 0`` switch steps 4 and 7 off;
+    ``smallest_divisor`` bounds the divisor of an agreeing mean from below where it is positive.
     """
 
     weights: Float64[np.ndarray, " n"]
@@ -53,6 +56,7 @@ class Rule(NamedTuple):
     weighted_election: bool
     zero_sum: float
     normalize: bool
+    smallest_divisor: float
     tall_k: int
     tall_lambda: float
     scale: float
@@ -63,14 +67,15 @@ def _jit(function: Any) -> Any:
 
 
 @_jit
-def _deltas(base, stack, rule, start, size, tile):  # type: ignore[no-untyped-def]
-    for i in range(stack.shape[0]):
+def _deltas(stack, rule, start, size, tile):  # type: ignore[no-untyped-def]
+    n = stack.shape[0] - 1
+    for i in range(n):
         if rule.is_delta[i]:
             for j in range(size):
                 tile[i, j] = stack[i, start + j]
         else:
             for j in range(size):
-                tile[i, j] = np.float64(stack[i, start + j]) - np.float64(base[start + j])
+                tile[i, j] = np.float64(stack[i, start + j]) - np.float64(stack[n, start + j])
 
 
 @_jit
@@ -118,7 +123,7 @@ def _variances(tile, size, out):  # type: ignore[no-untyped-def]
             centred = tile[i, j] - mean[j] / n
             out[j] += centred * centred
     for j in range(size):
-        out[j] /= n - 1 if n > 1 else 1
+        out[j] /= n
 
 
 @_jit
@@ -149,7 +154,10 @@ def _mix(rule, size, tile, sign, divisor, mix):  # type: ignore[no-untyped-def]
                 divisor[j] += w if agrees else 0.0
         if rule.normalize:
             for j in range(size):
-                mix[j] /= divisor[j] if divisor[j] != 0 else 1.0
+                share = divisor[j]
+                if rule.smallest_divisor > 0:
+                    share = max(share, rule.smallest_divisor)
+                mix[j] /= share if share != 0 else 1.0
     else:
         total = 0.0
         for i in range(n):
@@ -188,24 +196,24 @@ def _store(values, size, start, single, bits, out):  # type: ignore[no-untyped-d
 
 
 @_jit
-def _merge(base, stack, rule, draws, probabilities, out):  # type: ignore[no-untyped-def]
-    n, entries = stack.shape
+def merge(stack, rule, draws, probabilities, out):  # type: ignore[no-untyped-def]
+    n, entries = stack.shape[0] - 1, stack.shape[1]
     tile = np.empty((n, TILE))
     sign, divisor, mix = np.empty(TILE), np.empty(TILE), np.empty(TILE)
     single = np.empty(TILE, np.float32)
     bits = single.view(np.uint32)
     for start in range(0, entries, TILE):
         size = min(TILE, entries - start)
-        _deltas(base, stack, rule, start, size, tile)
+        _deltas(stack, rule, start, size, tile)
         _sparsify(rule, draws, probabilities, start, size, tile, mix)
         _mix(rule, size, tile, sign, divisor, mix)
         for j in range(size):
-            mix[j] = base[start + j] + rule.scale * mix[j]
+            mix[j] = stack[n, start + j] + rule.scale * mix[j]
         _store(mix, size, start, single, bits, out)
 
 
 @_jit
-def _combine(stack, coefficients, out):  # type: ignore[no-untyped-def]
+def combine(stack, coefficients, out):  # type: ignore[no-untyped-def]
     n, entries = stack.shape
     mix = np.empty(TILE)
     single = np.empty(TILE, np.float32)
@@ -222,8 +230,8 @@ def _combine(stack, coefficients, out):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def _histogram(base, stack, rule, first, last, coarse, fine):  # type: ignore[no-untyped-def]
-    n, entries = stack.shape
+def histogram(stack, rule, first, last, coarse, fine):  # type: ignore[no-untyped-def]
+    n, entries = stack.shape[0] - 1, stack.shape[1]
     tile = np.empty((n, TILE))
     single = np.empty(TILE, np.float32)
     bits = single.view(np.uint32)
@@ -232,7 +240,7 @@ def _histogram(base, stack, rule, first, last, coarse, fine):  # type: ignore[no
     spread = np.empty(TILE)
     for start in range(0, entries, TILE):
         size = min(TILE, entries - start)
-        _deltas(base, stack, rule, start, size, tile)
+        _deltas(stack, rule, start, size, tile)
         if variance:
             _variances(tile, size, spread)
         for i in range(rows):
@@ -246,14 +254,14 @@ def _histogram(base, stack, rule, first, last, coarse, fine):  # type: ignore[no
 
 
 @_jit
-def _votes(base, stack, rule, draws, probabilities):  # type: ignore[no-untyped-def]
-    n, entries = stack.shape
+def votes(stack, rule, draws, probabilities):  # type: ignore[no-untyped-def]
+    n, entries = stack.shape[0] - 1, stack.shape[1]
     tile = np.empty((n, TILE))
     sign, row = np.empty(TILE), np.empty(TILE)
     total = 0
     for start in range(0, entries, TILE):
         size = min(TILE, entries - start)
-        _deltas(base, stack, rule, start, size, tile)
+        _deltas(stack, rule, start, size, tile)
         _sparsify(rule, draws, probabilities, start, size, tile, row)
         _elect(rule, size, tile, sign)
         for j in range(size):
@@ -262,12 +270,12 @@ def _votes(base, stack, rule, draws, probabilities):  # type: ignore[no-untyped-
 
 
 @_jit
-def _moments(base, stack, rule, draws, probabilities, sums):  # type: ignore[no-untyped-def]
+def moments(stack, rule, draws, probabilities, sums):  # type: ignore[no-untyped-def]
     """Per block and expert: L1 before, L1 after, squares after; and of the plain sum and the mix.
 
     ``sums``: (blocks, n + 1, 3). Row n holds L1 of sum_i d_i before any step, L1 of the mix, 0.
     """
-    n, entries = stack.shape
+    n, entries = stack.shape[0] - 1, stack.shape[1]
     tile = np.empty((n, TILE))
     lanes = np.empty((n + 1, 3, TILE))
     sign, divisor, mix, plain = np.empty(TILE), np.empty(TILE), np.empty(TILE), np.empty(TILE)
@@ -275,7 +283,7 @@ def _moments(base, stack, rule, draws, probabilities, sums):  # type: ignore[no-
         lanes[:] = 0.0
         for start in range(block * BLOCK, min((block + 1) * BLOCK, entries), TILE):
             size = min(TILE, entries - start)
-            _deltas(base, stack, rule, start, size, tile)
+            _deltas(stack, rule, start, size, tile)
             plain[:size] = 0.0
             for i in range(n):
                 for j in range(size):
@@ -296,17 +304,20 @@ def _moments(base, stack, rule, draws, probabilities, sums):  # type: ignore[no-
 
 
 @_jit
-def _gram(stack, sums):  # type: ignore[no-untyped-def]
-    n, entries = stack.shape
-    lanes = np.empty(TILE)
+def gram(stack, rule, sums):  # type: ignore[no-untyped-def]
+    """Inner products of the deltas, per block: ``sums`` is (blocks, n, n)."""
+    n, entries = stack.shape[0] - 1, stack.shape[1]
+    tile = np.empty((n, TILE))
+    lanes = np.empty((n, n, TILE))
     for block in range(sums.shape[0]):
-        stop = min((block + 1) * BLOCK, entries)
+        lanes[:] = 0.0
+        for start in range(block * BLOCK, min((block + 1) * BLOCK, entries), TILE):
+            size = min(TILE, entries - start)
+            _deltas(stack, rule, start, size, tile)
+            for i in range(n):
+                for k in range(i + 1):
+                    for j in range(size):
+                        lanes[i, k, j] += tile[i, j] * tile[k, j]
         for i in range(n):
             for k in range(i + 1):
-                lanes[:] = 0.0
-                for start in range(block * BLOCK, stop, TILE):
-                    for j in range(min(TILE, stop - start)):
-                        lanes[j] += np.float64(stack[i, start + j]) * np.float64(
-                            stack[k, start + j]
-                        )
-                sums[block, i, k] = sums[block, k, i] = lanes.sum()
+                sums[block, i, k] = sums[block, k, i] = lanes[i, k].sum()

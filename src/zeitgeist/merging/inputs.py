@@ -1,0 +1,148 @@
+"""The models a merge reads: a checkpoint, or an adapter laid over one."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Shaped
+from torch import Tensor
+
+from zeitgeist.checkpoints import (
+    Adapter,
+    Checkpoint,
+    TensorSpec,
+    is_adapter,
+    open_adapter,
+    open_checkpoint,
+    resolve,
+)
+from zeitgeist.errors import CheckpointInvalid, InputInvalid
+from zeitgeist.merging.model_names import split_adapter
+from zeitgeist.merging.streaming.sources import Applied, LowRank, Source, Stored, Unchanged
+
+
+@dataclass(frozen=True)
+class Model:
+    """One opened input: ``checkpoint``, with ``adapter`` on top where there is one."""
+
+    reference: str
+    checkpoint: Checkpoint
+    adapter: Adapter | None = None
+
+    @property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """Every tensor by name; a tied head counts under both of its names."""
+        own = self.checkpoint.specs
+        return {**own, **{alias: own[name] for alias, name in self.checkpoint.tied.items()}}
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The model's ``config.json``."""
+        return self.checkpoint.config
+
+    def stored(self, name: str) -> Shaped[Tensor, "..."]:
+        """The tensor as it lies on disk, before any low-rank update."""
+        if self.adapter is not None and name in self.adapter.extra:
+            return self.adapter.replacement(name)
+        return self.checkpoint.tensor(name)
+
+    def source(self, name: str) -> Source:
+        """The whole tensor, with the adapter's update added."""
+        held, update = Stored(self.stored(name).reshape(-1)), self._update(name)
+        return held if update is None else Applied(held, update)
+
+    def expert(self, name: str, base: "Model | None") -> Source:
+        """The tensor, or just its update where the adapter sits on that very base."""
+        if self.adapter is None or base is None or base.adapter is not None:
+            return self.source(name)
+        if base.checkpoint.path != self.checkpoint.path or name in self.adapter.extra:
+            return self.source(name)
+        return self._update(name) or Unchanged()
+
+    def _update(self, name: str) -> LowRank | None:
+        name = self.checkpoint.tied.get(name, name)
+        module = name.removesuffix(".weight")
+        if self.adapter is None or module not in self.adapter.modules:
+            return None
+        factors = self.adapter.factors(module)
+        a, b = (factors.b.T, factors.a.T) if factors.transposed else (factors.a, factors.b)
+        return LowRank(a, b, factors.scale)
+
+    def fingerprint(self) -> dict[str, str]:
+        """Hashes of what this model adds: the adapter's file, else the checkpoint's shards."""
+        return self.adapter.fingerprint() if self.adapter else self.checkpoint.fingerprint()
+
+    @property
+    def path(self) -> Path:
+        """Where the weights named by the reference lie."""
+        return self.adapter.path if self.adapter else self.checkpoint.path
+
+
+def open_models(
+    references: tuple[str, ...], base: str | None, *, progress: bool = True
+) -> dict[str, Model]:
+    """Open every model of a recipe from its headers.
+
+    An adapter is laid over the model it was trained on: the recipe's base if there is one, else
+    what the adapter itself names.
+
+    Raises
+    ------
+    InputInvalid
+        The base is itself an adapter, or an adapter names no base.
+    CheckpointInvalid
+        An adapter changes modules that its base does not have, or with other shapes.
+    """
+    opened: dict[Path, Checkpoint] = {}
+
+    def checkpoint(reference: str) -> Checkpoint:
+        path = resolve(reference, progress=progress).resolve()
+        if path not in opened:
+            opened[path] = open_checkpoint(path)
+        return opened[path]
+
+    def model(reference: str) -> Model:
+        name, lora = split_adapter(reference)
+        path = resolve(name, progress=progress)
+        if lora is None and is_adapter(path):
+            if reference == base:
+                raise InputInvalid(
+                    f"the base {reference!r} is an adapter",
+                    mend="give the model it was trained on as the base",
+                )
+            adapter = open_adapter(path)
+            below = split_adapter(base)[0] if base is not None else adapter.base
+            if below is None:
+                raise InputInvalid(
+                    f"the adapter {reference!r} does not say which model it belongs to",
+                    mend="name that model as base_model (--base)",
+                )
+            return Model(reference, checkpoint(below), adapter)
+        if lora is None:
+            return Model(reference, checkpoint(name))
+        return Model(reference, checkpoint(name), open_adapter(resolve(lora, progress=progress)))
+
+    models = {reference: model(reference) for reference in references}
+    for found in models.values():
+        if found.adapter is not None:
+            _check_fit(found.adapter, found.checkpoint)
+    return models
+
+
+def _check_fit(adapter: Adapter, base: Checkpoint) -> None:
+    for module in adapter.modules:
+        name = base.tied.get(f"{module}.weight", f"{module}.weight")
+        if name not in base.specs:
+            raise CheckpointInvalid(
+                f"the adapter changes {module!r}, which {base.path} does not have",
+                origin=adapter.path,
+                mend="give the base it was trained on",
+            )
+        if base.specs[name].shape != adapter.shape(module):
+            raise CheckpointInvalid(
+                f"the adapter's update of {module!r} is {adapter.shape(module)}, the weight in "
+                f"{base.path} is {base.specs[name].shape}",
+                origin=adapter.path,
+                mend="give the base it was trained on",
+            )

@@ -1,0 +1,347 @@
+"""The door: a recipe in, a model directory (or an adapter) out."""
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import xxhash
+import yaml
+
+from zeitgeist.checkpoints import CheckpointWriter, check_output, model_card, versions
+from zeitgeist.errors import InputInvalid, RecipeInvalid
+from zeitgeist.merging.adapters import AdapterMergeReport, merge_adapters
+from zeitgeist.merging.inputs import Model, open_models
+from zeitgeist.merging.lines import block_scales
+from zeitgeist.merging.method_parameters import ADAPTER_METHODS
+from zeitgeist.merging.plan import Plan, make_plan
+from zeitgeist.merging.recipe import Recipe, load_recipes, parse_recipe
+from zeitgeist.merging.streaming.chunks import Chunks
+from zeitgeist.merging.streaming.merger import Merger
+
+SHARD_BYTES = 5_000_000_000
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What a merge did.
+
+    ``alpha`` and ``beta`` are the strengths of LiNeS where it was asked for; ``notes`` are
+    sentences a person should read; ``adapter`` is the report of a merge of adapters.
+    """
+
+    out: Path
+    method: str
+    tensors: int
+    bytes_written: int
+    seconds: float
+    alpha: float | None = None
+    beta: float | None = None
+    notes: tuple[str, ...] = ()
+    adapter: AdapterMergeReport | None = field(default=None, repr=False)
+
+
+def merge(
+    recipe: Recipe | Mapping[str, Any] | str | Path,
+    out: str | Path,
+    *,
+    threads: int | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    shard_bytes: int = SHARD_BYTES,
+    progress: bool | None = None,
+) -> MergeReport:
+    """Merge the models a recipe names and write the result.
+
+    Nothing is held in memory but a few chunks per thread: models larger than the memory are
+    merged. The output is a transformers directory; for the methods of adapters (``knots_ties``,
+    ``knots_dare_ties``, ``knots_task_arithmetic``) it is a PEFT adapter.
+
+    Parameters
+    ----------
+    recipe
+        A YAML file (mergekit's format is read as it is), the same as a mapping, or a `Recipe`.
+        Of a file with several documents the last is the output; the others are made on the way.
+    out
+        Directory to make.
+    threads
+        Worker threads; default: the processors this process may use.
+    overwrite
+        Replace an existing ``out``.
+    resume
+        Go on where an interrupted merge with ``resume`` stopped.
+    shard_bytes
+        Largest size of a weight file.
+    progress
+        Progress bars on stderr; None: only on a terminal.
+
+    Returns
+    -------
+    MergeReport
+        What was written, with notes worth reading.
+
+    Raises
+    ------
+    RecipeInvalid
+        The recipe; the message has its line.
+    ReferenceUnresolved
+        A model that is nowhere to be found.
+    CheckpointInvalid
+        Models that are damaged or do not fit together.
+    OutputExists
+        ``out`` exists.
+
+    Sources
+    -------
+    The methods and the papers their defaults come from: `zeitgeist.merging.methods`.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> shape = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, vocab_size=16,
+    ...              num_attention_heads=2, num_key_value_heads=1)
+    >>> for name in ("base", "a", "b"):
+    ...     LlamaForCausalLM(LlamaConfig(**shape)).save_pretrained(folder / name)
+    >>> report = merge(
+    ...     {
+    ...         "merge_method": "ties",
+    ...         "base_model": str(folder / "base"),
+    ...         "models": [{"model": str(folder / "a")}, {"model": str(folder / "b")}],
+    ...         "parameters": {"density": 0.5},
+    ...     },
+    ...     folder / "merged",
+    ...     progress=False,
+    ... )
+    >>> report.tensors
+    12
+    >>> AutoModelForCausalLM.from_pretrained(report.out).config.vocab_size
+    16
+    """
+    out = Path(out)
+    recipes = read_recipes(recipe)
+    check_output(out, overwrite=overwrite, inputs=_local_inputs(recipes))
+    options = _Options(
+        threads=_threads(threads), resume=resume, shard_bytes=shard_bytes, progress=progress
+    )
+    with _intermediate(recipes, out) as places:
+        for earlier in recipes[:-1]:
+            _merge_one(_placed(earlier, places), places[earlier.name or ""], True, options)
+        return _merge_one(_placed(recipes[-1], places), out, overwrite, options)
+
+
+@dataclass(frozen=True)
+class _Options:
+    threads: int
+    resume: bool
+    shard_bytes: int
+    progress: bool | None
+
+
+def read_recipes(recipe: Recipe | Mapping[str, Any] | str | Path) -> list[Recipe]:
+    """Every recipe of a file, a mapping or a recipe already read."""
+    if isinstance(recipe, Recipe):
+        return [recipe]
+    if isinstance(recipe, Mapping):
+        return [parse_recipe(recipe)]
+    return load_recipes(recipe)
+
+
+def _threads(asked: int | None) -> int:
+    if asked is not None and asked < 1:
+        raise InputInvalid(f"threads is {asked}", mend="give at least 1")
+    return asked or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+
+
+def _local_inputs(recipes: Sequence[Recipe]) -> list[Path]:
+    named = {recipe.name for recipe in recipes}
+    references = {r for recipe in recipes for r in recipe.references()} - named
+    return [Path(r) for r in sorted(map(str, references)) if Path(r).exists()]
+
+
+@contextmanager
+def _intermediate(recipes: Sequence[Recipe], out: Path) -> Iterator[dict[str, Path]]:
+    """A place for the results of all documents but the last, gone afterwards."""
+    if len(recipes) == 1:
+        yield {}
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.stages.") as folder:
+        yield {r.name or "": Path(folder) / f"stage{i}" for i, r in enumerate(recipes[:-1])}
+
+
+def _placed(recipe: Recipe, places: Mapping[str, Path]) -> Recipe:
+    """The recipe with the names of earlier documents replaced by where their results lie."""
+
+    def at(reference: str | None) -> str | None:
+        return str(places[reference]) if reference in places else reference
+
+    if not places:
+        return recipe
+    return replace(
+        recipe,
+        base_model=at(recipe.base_model),
+        modules={
+            module: tuple(
+                replace(
+                    part,
+                    base_model=at(part.base_model),
+                    sources=tuple(replace(s, model=at(s.model) or "") for s in part.sources),
+                )
+                for part in slices
+            )
+            for module, slices in recipe.modules.items()
+        },
+    )
+
+
+def _merge_one(recipe: Recipe, out: Path, overwrite: bool, options: _Options) -> MergeReport:
+    started = time.monotonic()
+    if recipe.method in ADAPTER_METHODS:
+        return _merge_adapters(recipe, out, overwrite, started)
+    plan = plan_recipe(recipe, progress=options.progress)
+    chunks = Chunks(seed=recipe.seed, threads=options.threads, progress=options.progress)
+    try:
+        plan, strengths = with_lines(plan, chunks)
+        hashes = {r: fingerprint(m, options.progress) for r, m in plan.models.items()}
+        writer = CheckpointWriter(
+            out,
+            plan.specs,
+            shard_bytes=options.shard_bytes,
+            overwrite=overwrite,
+            resume=options.resume,
+            inputs=[model.path for model in plan.models.values()],
+            fingerprint=f"{hashes} {recipe.text} {recipe}",
+        )
+        with writer:
+            _write_sidecars(writer, plan, hashes)
+            Merger(plan.steps, chunks).run(writer)
+    finally:
+        chunks.close()
+    return MergeReport(
+        out,
+        recipe.method,
+        len(plan.steps),
+        plan.bytes_written,
+        time.monotonic() - started,
+        *strengths,
+        notes=plan.notes,
+    )
+
+
+def plan_recipe(recipe: Recipe, *, progress: bool | None = None) -> Plan:
+    """Open the models of a recipe and decide every output tensor, from headers alone."""
+    if recipe.method == "lines" and recipe.lines is None:
+        raise RecipeInvalid(
+            "the method lines has no strengths",
+            origin=recipe.origin,
+            mend="add lines: {alpha: 0.1} (--lines-alpha 0.1)",
+        )
+    if recipe.lines is not None and recipe.base_model is None:
+        raise RecipeInvalid(
+            "LiNeS scales the difference from a base, and the recipe names none",
+            origin=recipe.origin,
+            mend="add base_model",
+        )
+    models = open_models(recipe.references(), recipe.base_model, progress=progress is not False)
+    return make_plan(recipe, models)
+
+
+def with_lines(plan: Plan, chunks: Chunks) -> tuple[Plan, tuple[float | None, float | None]]:
+    """The plan with LiNeS' scales, and alpha and beta; unchanged if the recipe has no LiNeS."""
+    options = plan.recipe.lines
+    if options is None:
+        return plan, (None, None)
+    experts = max(len(plan.recipe.experts(part)) for part in plan.recipe.slices())
+    norms: tuple[float, ...] = ()
+    if options.alpha is None and experts > 1:
+        if any(step.rule is None for step in plan.steps if step.options is not None):
+            raise RecipeInvalid(
+                f"the alpha rule of LiNeS is not defined for {plan.recipe.method}",
+                origin=plan.recipe.origin,
+                mend="give alpha (--lines-alpha)",
+            )
+        norms = Merger(plan.steps, chunks).update_norms()
+    alpha, beta = options.strengths(experts, *norms)
+    scales = block_scales(
+        [step.name for step in plan.steps],
+        alpha,
+        beta,
+        before=options.before,
+        after=options.after,
+        pattern=options.pattern,
+    )
+    return plan.scaled(scales), (alpha, beta)
+
+
+def fingerprint(model: Model, progress: bool | None = None) -> dict[str, str]:
+    """xxh3-128 of the files that hold a model's own weights."""
+    if model.adapter is None:
+        return model.checkpoint.fingerprint(progress=progress is not False)
+    weights = sorted(model.adapter.path.glob("*.safetensors"))
+    return {path.name: xxhash.xxh3_128(path.read_bytes()).hexdigest() for path in weights}
+
+
+def _write_sidecars(
+    writer: CheckpointWriter, plan: Plan, hashes: Mapping[str, Mapping[str, str]]
+) -> None:
+    import json
+
+    recipe = plan.recipe
+    for path in plan.origin.checkpoint.sidecars:
+        if path.name != "config.json":
+            writer.copy(path)
+    writer.text("config.json", json.dumps(plan.config, indent=2) + "\n")
+    writer.text(
+        "README.md",
+        model_card(
+            title=writer.out.name,
+            method=recipe.method,
+            inputs=[
+                {
+                    "reference": reference,
+                    "role": "base" if reference == recipe.base_model else "expert",
+                    "hashes": hashes[reference],
+                }
+                for reference in plan.models
+            ],
+            recipe=recipe.text or yaml.safe_dump({"merge_method": recipe.method}),
+            versions=versions(),
+            notes=plan.notes,
+        ),
+    )
+
+
+def _merge_adapters(recipe: Recipe, out: Path, overwrite: bool, started: float) -> MergeReport:
+    (part,) = recipe.slices()
+    experts = recipe.experts(part)
+
+    def said(name: str, source: Any = None) -> Any:
+        return recipe.parameter(name, slice=part, source=source)
+
+    weights = [said("weight", source) for source in experts]
+    options = {
+        "lambda_" if name == "lambda" else name: said(name)
+        for name in ("density", "lambda", "trim_scope", "drop", "out_rank")
+        if said(name) is not None
+    }
+    report = merge_adapters(
+        [source.model for source in experts],
+        out,
+        method=recipe.method,  # type: ignore[arg-type]
+        weights=None if set(weights) == {None} else [1.0 if w is None else w for w in weights],
+        seed=recipe.seed,
+        lines=recipe.lines,
+        overwrite=overwrite,
+        **options,
+    )
+    written = sum(path.stat().st_size for path in out.glob("*.safetensors"))
+    return MergeReport(
+        out, recipe.method, 2 * len(report.layers), written, time.monotonic() - started,
+        adapter=report, notes=tuple(recipe.notices()),
+    )  # fmt: skip

@@ -1,0 +1,454 @@
+"""From a recipe and opened models to steps: which tensors come out, and from what.
+
+Everything is decided from headers. Tensor names are matched by what is in the files, not by a
+table of architectures; layers are found by `zeitgeist.merging.lines.detect_blocks`.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from zeitgeist.checkpoints import TensorSpec
+from zeitgeist.errors import CheckpointInvalid, RecipeInvalid
+from zeitgeist.merging.inputs import Model
+from zeitgeist.merging.lines import BlockStack, detect_blocks, is_behind
+from zeitgeist.merging.methods import METHODS, make_options
+from zeitgeist.merging.recipe import Recipe, Slice
+from zeitgeist.merging.streaming.chunks import CHUNK
+from zeitgeist.merging.streaming.merger import taken_as_is
+from zeitgeist.merging.streaming.sources import Gathered, Source, Stored
+from zeitgeist.merging.streaming.steps import Step
+from zeitgeist.merging.vocabulary import RowMaps
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a recipe comes to for the models it names.
+
+    ``config`` is the output's ``config.json``; ``origin`` the model whose other files travel with
+    it. ``notes`` are sentences a person should read. ``table`` has a row per tensor and
+    parameter.
+    """
+
+    recipe: Recipe
+    models: Mapping[str, Model]
+    steps: tuple[Step, ...]
+    config: dict[str, Any]
+    origin: Model
+    notes: tuple[str, ...]
+    rows: RowMaps | None = None
+
+    @property
+    def specs(self) -> tuple[TensorSpec, ...]:
+        """The tensors of the output."""
+        return tuple(TensorSpec(step.name, step.dtype, step.shape) for step in self.steps)
+
+    @property
+    def bytes_written(self) -> int:
+        """Size of the output's weights."""
+        return sum(spec.nbytes for spec in self.specs)
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of inputs touched, every pass counted."""
+        return sum(_passes(step) * _input_bytes(step) for step in self.steps)
+
+    def peak_bytes(self, threads: int) -> int:
+        """Anonymous memory for chunks and histograms; does not grow with the model."""
+        widest = max((len(step.experts) + 2 for step in self.steps), default=0)
+        longest = max((step.columns for step in self.steps), default=0)
+        chunk = max(CHUNK, longest) * widest * (4 + 8)
+        histograms = widest * (1 << 19) * 3
+        return threads * (chunk + histograms)
+
+    def table(self) -> list[dict[str, Any]]:
+        """Method, weights, options and depth scale of every tensor, as resolved."""
+        return [
+            {
+                "tensor": step.name,
+                "method": step.method if step.options is not None else "copy",
+                "weights": list(step.weights),
+                **({} if step.options is None else dataclasses.asdict(step.options)),
+                "scale": step.scale,
+            }
+            for step in self.steps
+        ]
+
+    def scaled(self, scales: Mapping[str, float]) -> "Plan":
+        """The same plan with every update multiplied by its scale."""
+        return replace(
+            self,
+            steps=tuple(replace(s, scale=scales.get(s.name, s.scale)) for s in self.steps),
+        )
+
+
+def _input_bytes(step: Step) -> int:
+    sources = [*step.experts, *([step.base] if step.base else [])]
+    return sum(
+        source.flat.nbytes if isinstance(source, Stored) else step.entries * 4 for source in sources
+    )
+
+
+def _passes(step: Step) -> int:
+    told = step.rule
+    if taken_as_is(step) is not None:
+        return 1
+    if told is None:
+        return 1 if step.method in ("linear", "passthrough", "nearswap") else 2
+    trims = {"magnitude": 1, "band": 3, "variance": 3}.get(told.sparsify, 0)
+    votes = told.elect != "none" and told.zero_sum == "majority" and len(step.experts) > 1
+    return 1 + trims + int(votes) + int(told.rescale == "l1")
+
+
+def make_plan(recipe: Recipe, models: Mapping[str, Model], rows: RowMaps | None = None) -> Plan:
+    """Decide every output tensor.
+
+    Parameters
+    ----------
+    recipe
+        A checked recipe.
+    models
+        The opened model of every reference in it.
+    rows
+        Where the rows of the new vocabulary come from, when the recipe sets a tokenizer.
+
+    Raises
+    ------
+    CheckpointInvalid
+        Models that do not fit together; the message names tensor and model.
+    RecipeInvalid
+        Layers or modules that the models do not have.
+    """
+    return _Planner(recipe, models, rows).plan()
+
+
+class _Planner:
+    def __init__(self, recipe: Recipe, models: Mapping[str, Model], rows: RowMaps | None) -> None:
+        self.recipe, self.models, self.rows = recipe, models, rows
+        self.method = METHODS[recipe.method]
+        first = next(recipe.slices()).sources[0].model
+        self.origin = models[recipe.base_model or first]
+        self.notes = [*recipe.notices()]
+        self.missing: dict[str, list[str]] = {}
+        self.config_changes: dict[str, Any] = {}
+
+    def plan(self) -> Plan:
+        parts = [
+            (module, list(self._named(module)), slices)
+            for module, slices in self.recipe.modules.items()
+        ]
+        steps = [step for part in parts for step in self._module(*part)]
+        covered = {name for _, names, _ in parts for name in names}
+        outside = [name for name in self.origin.checkpoint.specs if name not in covered]
+        if outside:
+            self.notes.append(f"{len(outside)} tensors outside the modules are the base's")
+        steps += [self._copy(name, self.origin) for name in outside]
+        self._report_missing()
+        if not steps:
+            raise CheckpointInvalid("nothing is left to write", origin=self.recipe.origin)
+        self._compare_configs()
+        config = self._config(steps)
+        return Plan(
+            self.recipe,
+            self.models,
+            tuple(self._untie(steps)),
+            config,
+            self.origin,
+            tuple(dict.fromkeys(self.notes)),
+            self.rows,
+        )
+
+    def _named(self, module: str) -> Iterator[str]:
+        """The tensors of a module over all models, in the order of the origin's file."""
+        names = dict.fromkeys(
+            name
+            for model in [self.origin, *self.models.values()]
+            for name in (*model.checkpoint.specs, *model.checkpoint.tied)
+        )
+        tied = {alias for model in self.models.values() for alias in model.checkpoint.tied}
+        stored = {name for model in self.models.values() for name in model.checkpoint.specs}
+        chosen = [
+            name
+            for name in names
+            if (name in stored or name not in tied)
+            and (not module or f".{name}".find(f".{module}.") >= 0)
+        ]
+        if not chosen:
+            roots = sorted({".".join(name.split(".")[:2]) for name in names})
+            raise RecipeInvalid(
+                f"no tensor belongs to the module {module!r}",
+                origin=self.recipe.origin,
+                mend=f"the models have {', '.join(roots[:8])}",
+            )
+        yield from chosen
+
+    def _module(self, module: str, names: Sequence[str], slices: Sequence[Slice]) -> Iterator[Step]:
+        stacks = detect_blocks(names)
+        if slices[0].sources[0].layer_range is None:
+            depth = {
+                name: position
+                for stack in stacks
+                for position, members in zip(stack.depths, stack.names, strict=True)
+                for name in members
+            }
+            for name in names:
+                yield from self._tensor(name, module, slices[0], depth.get(name, 0.0), {})
+            return
+        stack = self._main_stack(stacks)
+        inside = {name for members in stack.names for name in members}
+        outside = [name for name in names if name not in inside]
+        yield from self._outside(outside, module, slices[0], behind=False)
+        yield from self._layers(stack, module, slices)
+        yield from self._outside(outside, module, slices[-1], behind=True)
+
+    def _outside(
+        self, names: Iterable[str], module: str, part: Slice, *, behind: bool
+    ) -> Iterator[Step]:
+        for name in names:
+            if is_behind(name) == behind:
+                yield from self._tensor(name, module, part, 0.0, {})
+
+    def _layers(self, stack: BlockStack, module: str, slices: Sequence[Slice]) -> Iterator[Step]:
+        kept: list[int] = []
+        for part in slices:
+            ranges = {source.model: source.layer_range for source in part.sources}
+            lead = part.sources[0].model
+            start, stop = ranges[lead] or (0, 0)
+            for model, (low, high) in ((m, r) for m, r in ranges.items() if r is not None):
+                layers = self._main_stack(detect_blocks(self.models[model].specs)).indices
+                if high > len(layers):
+                    raise RecipeInvalid(
+                        f"layers {low} to {high} of {model!r}, which has {len(layers)}",
+                        origin=self.recipe.origin,
+                        mend=f"layer_range ends at {len(layers)} at most",
+                    )
+            for offset in range(stop - start):
+                number, length = len(kept), stop - start
+                kept.append(start + offset)
+                where = {
+                    model: f"{stack.prefix}.{low + offset}."
+                    for model, (low, _) in ((m, r) for m, r in ranges.items() if r is not None)
+                }
+                own = where[lead]
+                t = offset / (length - 1) if length > 1 else 0.0
+                for name in self.models[lead].specs:
+                    if name.startswith(own):
+                        suffix = name.removeprefix(own)
+                        at = {model: prefix + suffix for model, prefix in where.items()}
+                        out = f"{stack.prefix}.{number}.{suffix}"
+                        yield from self._tensor(out, module, part, t, at)
+        self.config_changes["num_hidden_layers"] = len(kept)
+        self.config_changes["layers kept"] = kept
+
+    def _main_stack(self, stacks: Sequence[BlockStack]) -> BlockStack:
+        if not stacks:
+            raise RecipeInvalid(
+                "layer_range is given, but no stack of layers was found",
+                origin=self.recipe.origin,
+                mend="use models: instead of slices:",
+            )
+        count = _text_config(self.origin.config).get("num_hidden_layers")
+        exact = [stack for stack in stacks if len(stack.indices) == count]
+        return (exact or sorted(stacks, key=lambda s: -len(s.indices)))[0]
+
+    def _tensor(
+        self, name: str, module: str, part: Slice, t: float, at: Mapping[str, str]
+    ) -> Iterator[Step]:
+        """The step of one output tensor, or none where it is dropped."""
+        recipe = self.recipe
+        sources, base_source = recipe.experts(part), recipe.base_source(part)
+        base = None if base_source is None else self.models[base_source.model]
+        local = [at.get(source.model, name) for source in sources]
+        have = [i for i, s in enumerate(sources) if local[i] in self.models[s.model].specs]
+        base_name = None if base_source is None else at.get(base_source.model, name)
+        based = base is None or base_name in base.specs
+        if len(have) < len(sources) or not based:
+            lacking = [s.model for i, s in enumerate(sources) if i not in have]
+            self.missing[name] = lacking + ([] if based or base is None else [base.reference])
+            if recipe.missing != "keep":
+                return
+            if not have or not based:
+                owner = self.models[sources[have[0]].model] if have else base
+                assert owner is not None
+                yield self._copy(name, owner, local[have[0]] if have else base_name)
+                return
+        models = [self.models[sources[i].model] for i in have]
+        names = [local[i] for i in have]
+        wanted = [*zip(models, names, strict=True), *([(base, base_name)] if base else [])]
+        shape = self._shape(name, wanted)
+        lead, lead_name = (base, base_name) if base else (models[0], names[0])
+        stored = lead.specs[lead_name].dtype  # type: ignore[index]
+        if not stored.is_floating_point:
+            yield self._copy(name, lead, lead_name)
+            return
+        weights, given = [], False
+        for i in have:
+            weight = recipe.parameter(
+                "weight", module=module, slice=part, source=sources[i], tensor=local[i], t=t
+            )
+            given = given or weight is not None
+            weights.append(1.0 if weight is None else float(weight))
+        values: dict[str, Any] = {}
+        for field in dataclasses.fields(self.method.options):
+            word = field.name.rstrip("_")
+            asked = [None] if word not in self.method.per_model else [sources[i] for i in have]
+            found = [
+                recipe.parameter(
+                    word,
+                    module=module,
+                    slice=part,
+                    source=source,
+                    tensor=name if source is None else at.get(source.model, name),
+                    t=t,
+                )
+                for source in asked
+            ]
+            if any(value is not None for value in found):
+                default = getattr(self._defaults, field.name)
+                filled = [default if value is None else value for value in found]
+                values[word] = filled[0] if len(set(filled)) == 1 else filled
+        options = make_options(recipe.method, values, compat=recipe.compat)
+        experts = [self._source(m, n, base, shape) for m, n in zip(models, names, strict=True)]
+        below = None if base is None or base_name is None else self._whole(base, base_name, shape)
+        if recipe.method == "slerp" and below is not None:
+            experts, below = [below, *experts], None
+            weights = [1.0] * len(experts)
+        yield Step(
+            name=name,
+            shape=shape,
+            dtype=self._dtype(stored),
+            method=recipe.method,
+            experts=tuple(experts),
+            positions=tuple(have) if recipe.method != "slerp" else tuple(range(len(experts))),
+            base=below,
+            options=options,
+            weights=tuple(weights),
+            weights_given=given,
+            compat=recipe.compat,
+        )
+
+    @property
+    def _defaults(self) -> Any:
+        return make_options(self.recipe.method, compat=self.recipe.compat)
+
+    def _dtype(self, stored: torch.dtype) -> torch.dtype:
+        name = self.recipe.out_dtype or self.recipe.dtype
+        return getattr(torch, name) if name else stored
+
+    def _copy(self, name: str, owner: Model, stored_as: str | None = None) -> Step:
+        held = stored_as or name
+        spec = owner.specs[held]
+        shape = self._shape(name, [(owner, held)])
+        dtype = self._dtype(spec.dtype) if spec.dtype.is_floating_point else spec.dtype
+        source = self._whole(owner, held, shape)
+        return Step(name, shape, dtype, "passthrough", (source,))
+
+    def _shape(self, name: str, wanted: Sequence[tuple[Model, str | None]]) -> tuple[int, ...]:
+        shapes = {m.reference: m.specs[n].shape for m, n in wanted if n is not None}
+        if self.rows is not None and self.rows.concerns(name):
+            return (self.rows.size, *next(iter(shapes.values()))[1:])
+        if len(set(shapes.values())) == 1:
+            return next(iter(shapes.values()))
+        told = ", ".join(f"{list(shape)} in {model!r}" for model, shape in shapes.items())
+        rows_differ = len({shape[1:] for shape in shapes.values()}) == 1
+        raise CheckpointInvalid(
+            f"tensor {name!r} is {told}",
+            origin=self.recipe.origin,
+            mend=(
+                "the vocabularies differ: set tokenizer: {source: union} or {source: base}"
+                if rows_differ
+                else "these models do not have the same architecture and cannot be merged"
+            ),
+        )
+
+    def _source(
+        self, model: Model, name: str, base: Model | None, shape: tuple[int, ...]
+    ) -> Source:
+        family = self.method.family
+        whole = family in ("copy", "nearswap") or self.recipe.method in (
+            "linear",
+            "slerp",
+            "karcher",
+        )
+        if (self.rows is not None and self.rows.concerns(name)) or whole:
+            return self._whole(model, name, shape)
+        return model.expert(name, base)
+
+    def _whole(self, model: Model, name: str, shape: tuple[int, ...]) -> Source:
+        if self.rows is None or not self.rows.concerns(name):
+            return model.source(name)
+        return Gathered(
+            model.stored(name).view(model.specs[name].shape),
+            self.rows.rows[model.reference],
+            self.rows.fill(name, model, self.models),
+        )
+
+    def _report_missing(self) -> None:
+        if not self.missing:
+            return
+        listed = "; ".join(
+            f"{name!r} is not in {' or '.join(map(repr, lacking))}"
+            for name, lacking in list(self.missing.items())[:4]
+        )
+        more = f" (and {len(self.missing) - 4} more)" if len(self.missing) > 4 else ""
+        if self.recipe.missing == "stop":
+            raise CheckpointInvalid(
+                f"the models do not have the same tensors: {listed}{more}",
+                origin=self.recipe.origin,
+                mend="set missing: keep (merge what is there) or missing: drop",
+            )
+        verb = "merged from the rest" if self.recipe.missing == "keep" else "dropped"
+        self.notes.append(f"{listed}{more}: {verb}")
+
+    def _untie(self, steps: Sequence[Step]) -> Iterator[Step]:
+        """A head that is stored for some models and tied for others is stored in the output."""
+        names = {step.name for step in steps}
+        tied = self.origin.checkpoint.tied
+        if tied and names & set(tied):
+            self.notes.append("some inputs tie their output head and some do not: it is untied")
+        yield from steps
+
+    def _compare_configs(self) -> None:
+        """Differences that make equal shapes mean different things."""
+        for model in self.models.values():
+            for key in ("rope_theta", "rope_scaling", "rope_parameters", "hidden_act",
+                        "num_attention_heads", "rms_norm_eps", "sliding_window"):  # fmt: skip
+                ours = _text_config(self.origin.config).get(key)
+                theirs = _text_config(model.config).get(key)
+                if ours != theirs:
+                    self.notes.append(
+                        f"{key} is {theirs!r} in {model.reference!r} and {ours!r} in the output"
+                    )
+
+    def _config(self, steps: Sequence[Step]) -> dict[str, Any]:
+        config: dict[str, Any] = {**self.origin.config}
+        text = _text_config(config)
+        if text is not config:
+            key = next(k for k, v in config.items() if v is text)
+            text = config[key] = {**text}
+        kept = self.config_changes.pop("layers kept", None)
+        text.update(self.config_changes)
+        if kept is not None and isinstance(types := text.get("layer_types"), list):
+            text["layer_types"] = [types[i] for i in kept]
+        if self.rows is not None:
+            text.update(self.rows.config_changes)
+        floating = [step.dtype for step in steps if step.dtype.is_floating_point]
+        name = str(max(floating, key=floating.count)).removeprefix("torch.")
+        config["torch_dtype" if "torch_dtype" in config else "dtype"] = name
+        if {step.name for step in steps} & set(self.origin.checkpoint.tied):
+            text["tie_word_embeddings"] = False
+            config["tie_word_embeddings"] = False
+        return config
+
+
+def _text_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The language model's part of a configuration."""
+    if "num_hidden_layers" in config:
+        return config
+    for key in ("text_config", "llm_config", "language_config"):
+        if isinstance(config.get(key), dict):
+            return config[key]  # type: ignore[no-any-return]
+    return config

@@ -1,0 +1,179 @@
+"""Runs of entries on a few threads: cutting, loading, random draws, progress."""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float64, Shaped, UInt32
+from tqdm import tqdm
+
+from zeitgeist.merging.randomness import uniforms
+from zeitgeist.merging.sparsify import check_window
+from zeitgeist.merging.streaming.kernels import BLOCK, Rule
+from zeitgeist.merging.streaming.sources import working_dtype
+from zeitgeist.merging.streaming.steps import Step
+
+CHUNK = 1 << 17  # entries; the float32 chunks of a base and three experts fit second-level cache
+
+Job = TypeVar("Job")
+R = TypeVar("R")
+
+
+class Run(NamedTuple):
+    """Entries ``start`` to ``stop`` of the flattened tensor of a step."""
+
+    step: Step
+    start: int
+    stop: int
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of 4096 entries that the run touches."""
+        return -(-(self.stop - self.start) // BLOCK)
+
+
+class Chunks:
+    """Cuts tensors into runs and works on several at a time.
+
+    Parameters
+    ----------
+    seed
+        Seed of DARE's and DELLA's masks.
+    threads
+        Worker threads; the kernels release the interpreter lock.
+    progress
+        Whether to draw progress bars on stderr; None: only on a terminal.
+    size
+        Entries of a run, a multiple of 4096.
+    """
+
+    def __init__(
+        self, *, seed: int = 0, threads: int = 1, progress: bool | None = None, size: int = CHUNK
+    ) -> None:
+        self.seed = seed
+        self.size = size
+        self.threads = threads
+        self._hidden = None if progress is None else not progress
+        self._local = threading.local()
+        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
+
+    def close(self) -> None:
+        """Stop the threads."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def bar(self, total: int, label: str, unit: str) -> Any:
+        """A progress bar with rate and time left."""
+        return tqdm(total=total, desc=label, unit=unit, unit_scale=True, disable=self._hidden)
+
+    def runs(self, step: Step) -> list[Run]:
+        """A tensor cut into whole blocks, or into whole rows where the method looks along rows."""
+        size = self.size
+        if by_rows(step) and step.options.nuslerp_row_wise:
+            size = step.entries  # its rows run across the tensor
+        elif is_row_local(step):
+            size = max(1, size // max(step.columns, 1)) * step.columns
+        return [Run(step, i, min(i + size, step.entries)) for i in range(0, step.entries, size)]
+
+    def map(self, work: Callable[[Job], R], jobs: Iterable[Job]) -> Iterator[R]:
+        """``work`` on every job, on the worker threads, results in the order of the jobs."""
+        return map(work, jobs) if self._pool is None else self._bounded(work, jobs)
+
+    def _bounded(self, work: Callable[[Job], R], jobs: Iterable[Job]) -> Iterator[R]:
+        # An error or Ctrl-C must not leave workers writing behind the caller's back.
+        assert self._pool is not None
+        futures = [self._pool.submit(work, job) for job in jobs]
+        try:
+            for future in futures:
+                yield future.result()
+        finally:
+            for future in futures:
+                future.cancel()
+            for future in futures:
+                if not future.cancelled():
+                    future.exception()
+
+    def map_runs(self, work: Callable[[Run], R], steps: Sequence[Step], label: str) -> list[R]:
+        """``work`` on every run of every step; with a progress bar when there are several steps."""
+        runs = [run for step in steps for run in self.runs(step)]
+        if len(steps) < 2:
+            return list(self.map(work, runs))
+        results = []
+        with self.bar(sum(step.entries for step in steps), label, " weights") as bar:
+            for run, result in zip(runs, self.map(work, runs), strict=True):
+                results.append(result)
+                bar.update(run.stop - run.start)
+        return results
+
+    def load(self, run: Run) -> Shaped[np.ndarray, "experts+1 entries"]:
+        """The experts' entries and behind them the base's (zeros without one), in one buffer.
+
+        The buffer belongs to the thread and is filled again by its next load.
+        """
+        step, size = run.step, run.stop - run.start
+        sources = [*step.experts, *([step.base] if step.base else [])]
+        dtype = working_dtype(sources)
+        needed = (len(step.experts) + 1) * size
+        held = getattr(self._local, "stack", None)
+        if held is None or held.dtype != dtype or held.numel() < needed:
+            held = self._local.stack = torch.empty(needed, dtype=dtype)
+        stack = held[:needed].view(-1, size)
+        for row, source in zip(stack, sources, strict=False):
+            source.read(run.start, run.stop, row)
+        if step.base is None:
+            stack[-1].zero_()
+        return stack.numpy()
+
+    def chance(
+        self, run: Run, rule: Rule, stack: Shaped[np.ndarray, "experts+1 entries"]
+    ) -> tuple[UInt32[np.ndarray, "experts _"], Float64[np.ndarray, "experts _"]]:
+        """Random draws of a run and, for DELLA, the chance of each entry to be kept."""
+        step, n = run.step, len(run.step.experts)
+        if not rule.random:
+            return np.empty((n, 0), np.uint32), np.empty((n, 0))
+        draws = np.stack([uniforms(self.seed, i, step.name, *run[1:]) for i in step.positions])
+        if step.rule is None or step.rule.sparsify != "ranked":
+            return draws, np.empty((n, 0))
+        return draws, _ranked(step, rule, stack)
+
+
+def is_row_local(step: Step) -> bool:
+    """Whether a method looks at whole rows, so that a run may not cut one."""
+    ranked = step.rule is not None and step.rule.sparsify == "ranked"
+    return ranked or getattr(step.options, "filter_wise", False) or by_rows(step)
+
+
+def by_rows(step: Step) -> bool:
+    """Whether nuslerp turns every row by itself."""
+    return not getattr(step.options, "nuslerp_flatten", True)
+
+
+def _ranked(
+    step: Step, rule: Rule, stack: Shaped[np.ndarray, "experts+1 entries"]
+) -> Float64[np.ndarray, "experts entries"]:
+    """DELLA's keep probabilities; `keep_probabilities` says what they are."""
+    columns = step.columns
+    widths = np.array(step.per_expert("epsilon")) * (2 if step.compat else 1)
+    chances = np.empty((len(step.experts), stack.shape[1]))
+    place = np.arange(columns, dtype=np.uint64)
+    for i, chance in enumerate(chances):
+        density, width = float(rule.keep[i]), float(widths[i])
+        if density >= 1 or density <= 0 or columns < 2:
+            chance[:] = min(max(density, 0.0), 1.0)
+            continue
+        check_window(density, width)
+        base = 0.0 if rule.is_delta[i] else stack[-1].astype(np.float64)
+        size = np.abs(stack[i].astype(np.float64) - base).astype(np.float32)
+        # One sort of (magnitude, place) packed into 64 bits ranks a row, ties by place.
+        packed = size.view(np.uint32).astype(np.uint64).reshape(-1, columns) << np.uint64(32)
+        packed |= place
+        packed.sort(axis=1)
+        order = (packed & np.uint64(0xFFFFFFFF)).astype(np.int64)
+        ramp = (density - width / 2) + width * (
+            np.arange(columns, dtype=np.float64) / (columns - 1)
+        )
+        np.put_along_axis(chance.reshape(-1, columns), order, ramp[None, :], axis=1)
+    return chances

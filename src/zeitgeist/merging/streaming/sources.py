@@ -1,0 +1,121 @@
+"""Where the entries of one input tensor come from, a run of the flattened tensor at a time.
+
+A source never holds more than its own small factors in memory: a stored tensor is mapped, a LoRA
+update is multiplied out for the rows asked for, a re-ordered vocabulary is gathered row by row.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Int64, Shaped
+from torch import Tensor
+
+
+class Source(Protocol):
+    """One input of one output tensor.
+
+    ``is_delta`` says that the entries are already a difference from the base. ``exact`` is the
+    narrowest dtype that holds every entry unrounded.
+    """
+
+    @property
+    def is_delta(self) -> bool: ...
+    @property
+    def exact(self) -> torch.dtype: ...
+    def read(self, start: int, stop: int, out: Tensor) -> None:
+        """Write entries ``start`` to ``stop`` of the flattened tensor into ``out``."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor as it lies in a file (or in memory), flattened."""
+
+    flat: Shaped[Tensor, " entries"]
+    is_delta: bool = False
+
+    @property
+    def exact(self) -> torch.dtype:
+        return torch.float64 if self.flat.dtype == torch.float64 else torch.float32
+
+    def read(self, start: int, stop: int, out: Tensor) -> None:
+        out.copy_(self.flat[start:stop])
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """The rows of a stored matrix in another order: row r is ``rows[r]`` of the matrix.
+
+    A row of -1 has no origin here and is read from ``fill``: row r there.
+    """
+
+    matrix: Shaped[Tensor, "old columns"]
+    rows: Int64[np.ndarray, " new"]
+    fill: dict[int, Tensor] = field(default_factory=dict)
+    is_delta: bool = False
+
+    @property
+    def exact(self) -> torch.dtype:
+        return torch.float64 if self.matrix.dtype == torch.float64 else torch.float32
+
+    def read(self, start: int, stop: int, out: Tensor) -> None:
+        columns = self.matrix.shape[1]
+        first, last = start // columns, math.ceil(stop / columns)
+        rows = torch.from_numpy(self.rows[first:last])
+        block = self.matrix[rows.clamp(min=0)].to(out.dtype)
+        for row in torch.nonzero(rows < 0).flatten().tolist():
+            block[row] = self.fill[first + row].to(out.dtype)
+        out.copy_(block.flatten()[start - first * columns : stop - first * columns])
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """The update scale * B A of a LoRA adapter, multiplied out row by row."""
+
+    a: Shaped[Tensor, "rank columns"]
+    b: Shaped[Tensor, "rows rank"]
+    scale: float
+    is_delta: bool = True
+    exact: torch.dtype = torch.float64
+
+    def read(self, start: int, stop: int, out: Tensor) -> None:
+        columns = self.a.shape[1]
+        first, last = start // columns, math.ceil(stop / columns)
+        block = (self.scale * self.b[first:last].double()) @ self.a.double()
+        out.copy_(block.flatten()[start - first * columns : stop - first * columns])
+
+
+@dataclass(frozen=True)
+class Unchanged:
+    """The update of a tensor that an adapter does not touch."""
+
+    is_delta: bool = True
+    exact: torch.dtype = torch.float32
+
+    def read(self, start: int, stop: int, out: Tensor) -> None:
+        out.zero_()
+
+
+@dataclass(frozen=True)
+class Applied:
+    """A base tensor with an update added, for methods that work on whole tensors."""
+
+    base: Source
+    update: Source
+    is_delta: bool = False
+    exact: torch.dtype = torch.float64
+
+    def read(self, start: int, stop: int, out: Tensor) -> None:
+        self.base.read(start, stop, out)
+        update = torch.empty_like(out)
+        self.update.read(start, stop, update)
+        out += update
+
+
+def working_dtype(sources: Sequence[Source]) -> torch.dtype:
+    """float32 where that holds every entry unrounded, else float64."""
+    wide = any(source.exact == torch.float64 for source in sources)
+    return torch.float64 if wide else torch.float32
