@@ -2,6 +2,7 @@
 
 import json
 import re
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -26,6 +29,7 @@ def _pefts_own_warnings() -> Iterator[None]:
         for message in (
             "`is_gradient_checkpointing` is deprecated",  # PEFT 0.21 on transformers 5.23
             "fan_in_fan_out is set",
+            "The following (rank|alpha)_pattern keys",
             "Setting `save_embedding_layers`",
             "Adapter 'default': 2 LoRA tensor",  # what lora_bias=True makes PEFT say of its own
         ):
@@ -61,6 +65,17 @@ class Pixels(nn.Module):
         self.stem = nn.Conv2d(3, 6, kernel_size=3)
         self.mix = nn.Conv2d(6, 5, kernel_size=1)
         self.line = nn.Conv1d(5, 4, kernel_size=2)
+
+
+class Towers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        for tower in ("a", "b"):
+            layer = nn.ModuleDict({"q": nn.Linear(5, 3), "k": nn.Linear(5, 2)})
+            self.add_module(tower, nn.ModuleDict({"layer": layer}))
+
+
+PATTERNS = st.sampled_from(["q", "k", "layer.q", "^a.layer.k", "b.*", "^q", r"a\.layer\.[qk]"])
 
 
 def pixels() -> nn.Module:
@@ -199,6 +214,36 @@ def test_what_is_written_loads_in_peft_with_the_same_delta(case: str, tmp_path: 
 def scaled(adapter: Adapter) -> dict[str, tuple[Tensor, Tensor]]:
     found = {module: adapter.factors(module) for module in adapter.modules}
     return {module: (f.a, f.scale * f.b) for module, f in found.items()}
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    r=st.integers(1, 5),
+    alpha=st.floats(0.25, 32.0),
+    stabilised=st.booleans(),
+    ranks=st.dictionaries(PATTERNS, st.integers(1, 5), max_size=3),
+    alphas=st.dictionaries(PATTERNS, st.integers(1, 32), max_size=3),
+)
+def test_scale_and_delta_are_pefts_for_any_ranks_alphas_and_patterns(
+    r: int, alpha: float, stabilised: bool, ranks: dict[str, int], alphas: dict[str, int]
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path, model = saved(
+            Path(folder) / "a",
+            seeded(Towers),
+            r=r,
+            lora_alpha=alpha,
+            use_rslora=stabilised,
+            # The first match decides and PEFT sorts the keys when it saves: an order that sorting
+            # changes means another model to PEFT itself after a reload.
+            rank_pattern=dict(sorted(ranks.items())),
+            alpha_pattern=dict(sorted(alphas.items())),
+            target_modules=["q", "k"],
+        )
+        adapter = open_adapter(path)
+        for name, module in layers(model).items():
+            assert adapter.scale(name) == module.scaling["default"]
+            torch.testing.assert_close(adapter.delta(name), module.get_delta_weight("default"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
