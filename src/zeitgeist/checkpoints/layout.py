@@ -105,8 +105,8 @@ def refuse_packed(header: Header) -> None:
 def config_parts(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """A configuration and those nested in it (a model with a vision tower has several)."""
     yield config
-    for value in config.values():
-        if isinstance(value, dict) and "model_type" in value:
+    for key, value in config.items():
+        if isinstance(value, dict) and key.endswith("_config"):
             yield value
 
 

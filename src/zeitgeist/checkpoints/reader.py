@@ -345,8 +345,8 @@ def _is_tied(config: Mapping[str, Any], *, head_stored: bool) -> bool:
     It tells nothing where the model's class ties by default (Gemma). Then a model with a head of
     which none is stored can only be tied.
     """
-    architectures = config.get("architectures") or ["LM"]
-    if not head_stored and not any(re.search("LM|Generation", str(a)) for a in architectures):
+    architectures = str(config.get("architectures") or "LM")
+    if not head_stored and not re.search("LM|Generation", architectures):
         return False
     for part in config_parts(config):
         if "tie_word_embeddings" in part:
@@ -359,7 +359,7 @@ def _input_embedding(
 ) -> TensorSpec | None:
     """The matrix of word embeddings, by its name and, if several fit, by the vocabulary's size."""
     found = [s for s in stored.values() if EMBEDDINGS.search(s.name) and len(s.shape) == 2]
-    sizes = {part["vocab_size"] for part in config_parts(config) if "vocab_size" in part}
+    sizes = [part["vocab_size"] for part in config_parts(config) if "vocab_size" in part]
     return next((spec for spec in found if spec.shape[0] in sizes), found[0] if found else None)
 
 

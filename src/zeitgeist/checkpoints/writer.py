@@ -28,7 +28,7 @@ from zeitgeist.checkpoints.atomic import new_directory, remove
 from zeitgeist.checkpoints.header import CODES, TensorSpec, build_header
 from zeitgeist.errors import CheckpointInvalid, InputInvalid
 
-SHARD_BYTES = 5_000_000_000  # what transformers and mergekit write
+SHARD_BYTES = 5_000_000_000  # as mergekit
 METADATA = {"format": "pt"}  # transformers refuses a file without
 JOURNAL = ".journal"
 
@@ -47,7 +47,7 @@ class CheckpointWriter:
         first, so that every tensor starts at a multiple of its element's size.
     shard_bytes
         Largest size of a shard's data in bytes; a larger tensor gets a shard of its own.
-        Default 5e9, as in transformers.
+        Default 5e9, as in mergekit.
     overwrite
         Replace an existing ``out``.
     resume
@@ -136,8 +136,8 @@ class CheckpointWriter:
         self._open_files.close()
         if kind is None and self._pending:
             error = CheckpointInvalid(
-                f"{len(self._pending)} tensors were never finished, the first being "
-                f"'{next(iter(self._pending))}'",
+                f"{len(self._pending)} of {len(self._specs)} tensors were never finished, "
+                f"such as '{next(iter(self._pending))}'",
                 origin=self.out,
             )
             self._directory.__exit__(type(error), error, None)
