@@ -7,6 +7,7 @@ from typing import Any
 
 from jaxtyping import Shaped
 from torch import Tensor
+from xxhash import xxh3_128
 
 from zeitgeist.checkpoints import (
     Adapter,
@@ -69,9 +70,12 @@ class Model:
         a, b = (factors.b.T, factors.a.T) if factors.transposed else (factors.a, factors.b)
         return LowRank(a, b, factors.scale)
 
-    def fingerprint(self) -> dict[str, str]:
-        """Hashes of what this model adds: the adapter's file, else the checkpoint's shards."""
-        return self.adapter.fingerprint() if self.adapter else self.checkpoint.fingerprint()
+    def fingerprint(self, *, progress: bool = False) -> dict[str, str]:
+        """xxh3-128 of the files that hold what this model adds: its shards, or the adapter."""
+        if self.adapter is None:
+            return self.checkpoint.fingerprint(progress=progress)
+        weights = sorted(self.adapter.path.glob("*.safetensors"))
+        return {path.name: xxh3_128(path.read_bytes()).hexdigest() for path in weights}
 
     @property
     def path(self) -> Path:

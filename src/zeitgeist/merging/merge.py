@@ -1,5 +1,6 @@
 """The door: a recipe in, a model directory (or an adapter) out."""
 
+import json
 import os
 import tempfile
 import time
@@ -9,13 +10,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import xxhash
 import yaml
 
 from zeitgeist.checkpoints import CheckpointWriter, check_output, model_card, versions
 from zeitgeist.errors import InputInvalid, RecipeInvalid
 from zeitgeist.merging.adapters import AdapterMergeReport, merge_adapters
-from zeitgeist.merging.inputs import Model, open_models
+from zeitgeist.merging.inputs import open_models
 from zeitgeist.merging.lines import block_scales
 from zeitgeist.merging.method_parameters import ADAPTER_METHODS
 from zeitgeist.merging.plan import Plan, make_plan
@@ -179,7 +179,7 @@ def _placed(recipe: Recipe, places: Mapping[str, Path]) -> Recipe:
     """The recipe with the names of earlier documents replaced by where their results lie."""
 
     def at(reference: str | None) -> str | None:
-        return str(places[reference]) if reference in places else reference
+        return str(places[reference]) if reference and reference in places else reference
 
     if not places:
         return recipe
@@ -208,7 +208,8 @@ def _merge_one(recipe: Recipe, out: Path, overwrite: bool, options: _Options) ->
     chunks = Chunks(seed=recipe.seed, threads=options.threads, progress=options.progress)
     try:
         plan, strengths = with_lines(plan, chunks)
-        hashes = {r: fingerprint(m, options.progress) for r, m in plan.models.items()}
+        shown = options.progress is not False
+        hashes = {r: m.fingerprint(progress=shown) for r, m in plan.models.items()}
         writer = CheckpointWriter(
             out,
             plan.specs,
@@ -279,19 +280,9 @@ def with_lines(plan: Plan, chunks: Chunks) -> tuple[Plan, tuple[float | None, fl
     return plan.scaled(scales), (alpha, beta)
 
 
-def fingerprint(model: Model, progress: bool | None = None) -> dict[str, str]:
-    """xxh3-128 of the files that hold a model's own weights."""
-    if model.adapter is None:
-        return model.checkpoint.fingerprint(progress=progress is not False)
-    weights = sorted(model.adapter.path.glob("*.safetensors"))
-    return {path.name: xxhash.xxh3_128(path.read_bytes()).hexdigest() for path in weights}
-
-
 def _write_sidecars(
     writer: CheckpointWriter, plan: Plan, hashes: Mapping[str, Mapping[str, str]]
 ) -> None:
-    import json
-
     recipe = plan.recipe
     for path in plan.origin.checkpoint.sidecars:
         if path.name != "config.json":
@@ -333,7 +324,7 @@ def _merge_adapters(recipe: Recipe, out: Path, overwrite: bool, started: float) 
     report = merge_adapters(
         [source.model for source in experts],
         out,
-        method=recipe.method,  # type: ignore[arg-type]
+        method=recipe.method,
         weights=None if set(weights) == {None} else [1.0 if w is None else w for w in weights],
         seed=recipe.seed,
         lines=recipe.lines,

@@ -13,8 +13,8 @@ import torch
 
 from zeitgeist.checkpoints import TensorSpec
 from zeitgeist.errors import CheckpointInvalid, RecipeInvalid
+from zeitgeist.merging.blocks import BlockStack, detect_blocks, is_behind
 from zeitgeist.merging.inputs import Model
-from zeitgeist.merging.lines import BlockStack, detect_blocks, is_behind
 from zeitgeist.merging.methods import METHODS, make_options
 from zeitgeist.merging.recipe import Recipe, Slice
 from zeitgeist.merging.streaming.chunks import CHUNK
@@ -367,12 +367,8 @@ class _Planner:
     def _source(
         self, model: Model, name: str, base: Model | None, shape: tuple[int, ...]
     ) -> Source:
-        family = self.method.family
-        whole = family in ("copy", "nearswap") or self.recipe.method in (
-            "linear",
-            "slerp",
-            "karcher",
-        )
+        whole = self.method.family in ("copy", "nearswap")
+        whole = whole or self.recipe.method in ("linear", "slerp", "karcher")
         if (self.rows is not None and self.rows.concerns(name)) or whole:
             return self._whole(model, name, shape)
         return model.expert(name, base)

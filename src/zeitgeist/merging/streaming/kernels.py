@@ -7,11 +7,11 @@ vectorises it; none releases more than a tile of scratch memory.
 
 Steps on a tile, for experts i and entries j (x inputs, b base, w weights):
 
-1.  d_ij = x_ij - b_j                                   (or x_ij where an expert is given as a delta)
-2.  d_ij = 0 unless lo_i <= |d_ij| <= hi_i              (float32 of the exact magnitude)
-3.  d_ij = d_ij / p_ij where u_ij / 2^32 < p_ij else 0  (DARE, DELLA)
-4.  d_.j = 0 unless var_i(d_ij) >= floor                (SCE)
-5.  d_ij = f_i d_ij                                     (rescaling by a factor of the whole tensor)
+1.  d_ij = x_ij - b_j, or x_ij where an expert is given as a delta
+2.  d_ij = 0 unless lo_i <= |d_ij| <= hi_i, compared as float32
+3.  d_ij = d_ij / p_ij where u_ij / 2^32 < p_ij, else 0      (DARE, DELLA)
+4.  d_.j = 0 unless var_i(d_ij) >= floor                     (SCE)
+5.  d_ij = f_i d_ij, a factor of the whole tensor
 6.  m_j  = sum over agreeing i of w_i d_ij / sum of agreeing w_i, or sum_i w_i d_ij [/ sum_i w_i]
 7.  m_j  = 0 unless at least k experts claim entry j    (TALL masks)
 8.  out_j = b_j + scale * m_j

@@ -18,7 +18,7 @@ from zeitgeist.merging import interpolation
 from zeitgeist.merging.rounding import round_once
 from zeitgeist.merging.sparsify import band_ranks, selected_count
 from zeitgeist.merging.streaming import kernels, statistics
-from zeitgeist.merging.streaming.chunks import Chunks, Run, by_rows
+from zeitgeist.merging.streaming.chunks import Chunks, Run, by_rows, is_row_local
 from zeitgeist.merging.streaming.kernels import Rule
 from zeitgeist.merging.streaming.sources import Source, Stored
 from zeitgeist.merging.streaming.steps import Sink, Step
@@ -141,13 +141,14 @@ class Merger:
             count = statistics.varying(self.chunks, group, rule) if share > 0 else 0
             keep = selected_count(count, share, as_mergekit=told) if share > 0 else 0
             return {"variance_floor": float(largest([keep])[0]) if keep else np.inf}
-        dropped = np.array([density <= 0 for density in step.per_expert("density")])
+        told, densities = step.compat is not None, step.per_expert("density")
         ranks = [
-            band_ranks(total, density, gamma, as_mergekit=step.compat is not None)
-            for density, gamma in zip(
-                step.per_expert("density"), step.per_expert("gamma"), strict=True
-            )
+            band_ranks(total, density, gamma, as_mergekit=told)
+            for density, gamma in zip(densities, step.per_expert("gamma"), strict=True)
         ]
+        # mergekit lets a band keep nothing; a trim keeps one entry unless density is 0.
+        least = 1 if told and step.rule is not None and step.rule.sparsify == "band" else 0
+        dropped = np.array([d <= 0 or int(d * total) < least for d in densities])
         lo = largest([low for low, _ in ranks])
         lo[dropped] = np.inf
         if all(high == 1 for _, high in ranks):
@@ -161,7 +162,7 @@ class Merger:
             return lambda run: _copied(origin, run)
         if _by_reference(step):
             return lambda run: self._reference(run)
-        if step.rule is not None and step.rule.sparsify != "none":
+        if step.rule is not None:
             rule = self.rule(step)
 
             def merged(run: Run) -> Tensor:
@@ -187,9 +188,7 @@ class Merger:
         if not from_base:
             rule = rule._replace(is_delta=np.ones(len(step.experts), bool))
         own = 0.0 if not from_base else 1.0
-        if step.rule is not None:
-            c = step.rule.lambda_ * weights / (weights.sum() if rule.normalize else 1.0)
-        elif step.method == "passthrough":
+        if step.method == "passthrough":
             c = torch.tensor(step.per_expert("scale"), dtype=torch.float64)
         elif step.method == "linear":
             c = interpolation.linear_coefficients(weights, normalize=step.options.normalize)
@@ -207,7 +206,7 @@ class Merger:
         """`merge_tensors` itself on whole rows, for methods that are never hot."""
         step = run.step
         stack = torch.from_numpy(self.chunks.load(run)).double()
-        shape = (-1, *step.shape[1:]) if len(step.shape) > 1 else (-1,)
+        shape = (-1, *step.shape[1:]) if is_row_local(step) else (-1,)
         base, experts = stack[-1].view(shape), [row.view(shape) for row in stack[:-1]]
         merged = merge_tensors(
             step.method,
