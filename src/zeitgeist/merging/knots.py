@@ -49,6 +49,7 @@ from zeitgeist.merging.task_vectors import (
     elect_sign,
     keep_count,
     sign_balance,
+    sum_in_order,
     trim_by_magnitude,
     weighted_sum,
 )
@@ -225,6 +226,19 @@ def represent(
     return p
 
 
+def merge_stack(
+    stack: Float[Tensor, "n k I"],
+    options: KnotsOptions,
+    weights: Float[Tensor, " n"],
+    zero_sum: int = 1,
+) -> Float[Tensor, "k I"]:
+    """One P from those the experts hand in after trim or drop, lambda included."""
+    if options.combine == "task_arithmetic":
+        return options.lambda_ * weighted_sum(stack, weights)
+    signs = elect_sign(stack, weights, zero_sum=zero_sum)
+    return options.lambda_ * disjoint_mean(stack, weights, signs)
+
+
 def merge_layers(
     layers: Mapping[str, Sequence[Update]],
     options: KnotsOptions | None = None,
@@ -279,17 +293,23 @@ def merge_layers(
     [[2.0, 2.0, 2.0], [1.0, 1.0, 1.0]]
     """
     options = KnotsOptions() if options is None else options
-    n = _expert_count(layers, weights)
+    if not layers:
+        raise InputInvalid("there are no layers to merge")
+    n = len(layers[next(iter(layers))])
+    if weights is not None and len(weights) != n:
+        raise InputInvalid(f"{len(weights)} weights for {n} experts")
+    voices = torch.tensor(weights or [1.0] * n, dtype=torch.float64)
     trims = options.combine == "ties" and options.density < 1
     passes = 3 if trims and options.trim_scope == "global" else 1
     hidden = None if progress is None else not progress
-    factors: dict[str, tuple[Tensor, Tensor]] = {}
-    reports: dict[str, LayerReport] = {}
     with tqdm(total=passes * len(layers), desc="KnOTS", unit="layer", disable=hidden) as bar:
 
-        def aligned(name: str) -> tuple[SharedBasis, Tensor]:
+        def represented(name: str) -> tuple[SharedBasis, Tensor]:
+            updates = layers[name]
             try:
-                basis = align(layers[name], tolerance=options.tolerance, floor=options.floor)
+                if len(updates) != n:
+                    raise InputInvalid(f"{len(updates)} updates where other layers have {n}")
+                basis = align(updates, tolerance=options.tolerance, floor=options.floor)
             except InputInvalid as error:
                 raise InputInvalid(error.what, origin=name, mend=error.mend) from error
             bar.update()
@@ -298,67 +318,60 @@ def merge_layers(
         def count(entries: int) -> int:
             return min(entries, keep_count(options.density, entries) + options.beyond)
 
-        thresholds = None
+        shared = None
         if passes == 3:
-            thresholds = magnitude_thresholds(lambda: (aligned(one)[1] for one in layers), count)
+            shared = magnitude_thresholds(lambda: (represented(name)[1] for name in layers), count)
 
-        def trimmed(stack: Tensor) -> Tensor:
-            if not trims or stack.numel() == 0:
-                return stack
-            own = thresholds or magnitude_thresholds(lambda: [stack], count)
-            return trim_by_magnitude(stack, [options.density] * n, thresholds=own)
+        def trimmed(name: str) -> tuple[SharedBasis, Tensor]:
+            basis, stack = represented(name)
+            if trims and stack.numel():
+                limits = shared or magnitude_thresholds(lambda: [stack], count)
+                stack = trim_by_magnitude(stack, [options.density] * n, thresholds=limits)
+            return basis, stack
 
+        done: dict[str, tuple[tuple[Tensor, Tensor], LayerReport]] = {}
         balance, undecided = 0, []
-        voices = torch.tensor(weights or [1.0] * n, dtype=torch.float64)
-
-        def finish(name: str, basis: SharedBasis, stack: Tensor, zero_sum: int) -> None:
-            w = voices.to(stack.device)
-            if options.combine == "task_arithmetic":
-                merged = weighted_sum(stack, w)
-            else:
-                merged = disjoint_mean(stack, w, elect_sign(stack, w, zero_sum=zero_sum))
-            a, b = _balanced(basis.u, options.lambda_ * merged)
-            a, b, lost = truncate(a, b, len(a) if out_rank is None else out_rank)
-            left = stack.flatten(1).count_nonzero(dim=1) / max(1, stack[0].numel())
-            factors[name] = (a, b)
-            reports[name] = LayerReport(
-                len(a),
-                basis.s,
-                alignment(layers[name]),
-                alignment_of_entries(stack),
-                tuple(left.tolist()),
-                lost,
-            )
-
         for name in layers:
-            basis, stack = aligned(name)
-            stack = trimmed(stack)
+            basis, stack = trimmed(name)
             own = sign_balance(stack, voices.to(stack.device))
             balance += own
             # A sum that cancels exactly takes the majority over all layers, known only at the end.
-            cancels = ((stack.sum(0) == 0) & (stack != 0).any(0)).any()
-            if options.trim_scope == "global" and bool(cancels):
+            cancels = (sum_in_order(stack) == 0) & (stack != 0).any(dim=0)
+            if options.trim_scope == "global" and bool(cancels.any()):
                 undecided.append(name)
             else:
-                finish(name, basis, stack, -1 if own < 0 else 1)
+                sign = -1 if own < 0 else 1
+                done[name] = _finished(layers[name], basis, stack, options, voices, sign, out_rank)
         bar.total = passes * len(layers) + len(undecided)
         for name in undecided:
-            basis, stack = aligned(name)
-            finish(name, basis, trimmed(stack), -1 if balance < 0 else 1)
+            sign = -1 if balance < 0 else 1
+            done[name] = _finished(layers[name], *trimmed(name), options, voices, sign, out_rank)
     return KnotsMerge(
-        {name: factors[name] for name in layers}, {name: reports[name] for name in layers}
+        {name: done[name][0] for name in layers}, {name: done[name][1] for name in layers}
     )
 
 
-def _expert_count(layers: Mapping[str, Sequence[Update]], weights: Sequence[float] | None) -> int:
-    counts = {len(updates) for updates in layers.values()}
-    if len(counts) != 1 or (weights is not None and len(weights) not in counts):
-        raise InputInvalid(
-            f"layers have {sorted(counts)} experts"
-            + ("" if weights is None else f" and there are {len(weights)} weights"),
-            mend="give every layer one update per expert, None where it has none",
-        )
-    return counts.pop()
+def _finished(
+    updates: Sequence[Update],
+    basis: SharedBasis,
+    stack: Tensor,
+    options: KnotsOptions,
+    weights: Tensor,
+    zero_sum: int,
+    out_rank: int | None,
+) -> tuple[tuple[Tensor, Tensor], LayerReport]:
+    merged = merge_stack(stack, options, weights.to(stack.device), zero_sum)
+    a, b = _balanced(basis.u, merged)
+    a, b, lost = truncate(a, b, len(a) if out_rank is None else out_rank)
+    left = stack.flatten(1).count_nonzero(dim=1) / max(1, stack[0].numel())
+    return (a, b), LayerReport(
+        len(a),
+        basis.s,
+        alignment(updates),
+        alignment_of_entries(stack),
+        tuple(left.tolist()),
+        lost,
+    )
 
 
 def _balanced(
