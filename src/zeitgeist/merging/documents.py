@@ -6,6 +6,7 @@ It also refuses what YAML lets pass in silence: a key written twice, where the l
 a document that contains itself.
 """
 
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,10 @@ import yaml
 from zeitgeist.errors import RecipeInvalid
 
 Path = Sequence[str | int]
+# What YAML takes for a line; str.splitlines knows more ends than it does.
+_LINE = re.compile(
+    r"[^\r\n\x85\u2028\u2029]*(?:\r\n|[\r\n\x85\u2028\u2029])|[^\r\n\x85\u2028\u2029]+$"
+)
 
 
 @dataclass(frozen=True)
@@ -100,11 +105,12 @@ def read_documents(text: str, origin: str = "recipe") -> tuple[Document, ...]:
     >>> [document.data for document in read_documents("a: 1\\n---\\nb: 2\\n")]
     [{'a': 1}, {'b': 2}]
     """
-    loader = yaml.SafeLoader(text)
-    lines = text.splitlines(keepends=True)
+    lines = _LINE.findall(text)
     documents: list[Document] = []
     start = 0
+    loader = None
     try:
+        loader = yaml.SafeLoader(text)
         while loader.check_node():
             node = loader.get_node()
             if node is None:
@@ -117,10 +123,12 @@ def read_documents(text: str, origin: str = "recipe") -> tuple[Document, ...]:
                 written = "".join(line for line in lines[start:end] if not line.startswith("---"))
                 documents.append(Document(data, written, origin, node))
             start = end
-    except yaml.YAMLError as error:
-        raise _unreadable(error, origin) from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # Beside YAML's own: a date in no calendar, brackets a thousand deep.
+        raise _unreadable(error, origin, text) from error
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
     return tuple(documents)
 
 
@@ -177,10 +185,12 @@ def _check_keys(node: yaml.MappingNode, origin: str) -> None:
         first[key.value] = line
 
 
-def _unreadable(error: yaml.YAMLError, origin: str) -> RecipeInvalid:
+def _unreadable(error: Exception, origin: str, text: str) -> RecipeInvalid:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     where = origin if mark is None else f"{origin}:{mark.line + 1}"
-    problem = getattr(error, "problem", None) or str(error)
+    problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
+    if isinstance(error, yaml.reader.ReaderError):
+        where = f"{origin}:{len(_LINE.findall(text[: error.position] + '.'))}"
     return RecipeInvalid(
         f"the YAML cannot be read: {problem}",
         origin=where,

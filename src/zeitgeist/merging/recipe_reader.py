@@ -119,8 +119,8 @@ class Reader:
             if getattr(entry, key) is not None:
                 instead = "; write seed:" if key == "random_seed" else ""
                 self.unread.append(
-                    f"{self.document.where((*at, key))}: {key} has no effect, in mergekit "
-                    f"neither{instead}"
+                    f"{self.document.where((*at, key))}: {key} has no effect, nor has "
+                    f"it in mergekit{instead}"
                 )
 
     def model(self, value: object, at: _At) -> str:

@@ -146,26 +146,32 @@ def _first_error(
         error.errors(include_url=False),
         key=lambda e: (e["type"] != "extra_forbidden", document.line(e["loc"]) or 0),
     )
-    path, key = problem["loc"], str(problem["loc"][-1]) if problem["loc"] else ""
-    said = reprlib.repr(problem["input"])
-    where = ".".join(str(step) for step in path)
+    path, said = problem["loc"], reprlib.repr(problem["input"])
+    key = str(path[-1])
+    words = [step for step in path if isinstance(step, str)]
     match problem["type"]:
         case "extra_forbidden":
             what, mend = f"unknown key {key!r}", _unknown_key(key, path, parameter_names)
         case "missing":
-            what, mend = f"{where} is missing", f"add {key}:"
-        case "invalid_key":
-            what, mend = f"the key {key} is not a word", "put it into quotes"
-        case "too_short" | "too_long" if path[-1] == "layer_range":
-            what, mend = f"{where} is {said}", "give two whole numbers: [first, behind the last]"
+            what, mend = f"{key} is missing", f"add {key}:"
+        case _ if key == "[key]":
+            what, mend = f"the key {said} is not a word", "put it into quotes"
+        case _ if "layer_range" in words:
+            what = f"layer_range is {_layer_range(document.data, path)}"
+            mend = "give [first layer, layer behind the last], counted from 0"
         case "too_short":
-            what, mend = f"{where} is empty", "list at least one"
+            what, mend = f"{words[-1]} is empty", "list at least one"
         case kind:
-            what = f"{where} is {said}"
-            mend = _KINDS.get(kind) or problem["msg"].removeprefix("Input should be ").join(
-                ("give ", "")
-            )
+            wanted = problem["msg"].removeprefix("Input should be ")
+            what, mend = f"{words[-1]} is {said}", _KINDS.get(kind, f"give {wanted}")
     return RecipeInvalid(what, origin=document.where(path), mend=mend)
+
+
+def _layer_range(data: Any, path: tuple[int | str, ...]) -> str:
+    """The whole range an error about one of its items is in."""
+    for step in path[: path.index("layer_range") + 1]:
+        data = data[step]
+    return reprlib.repr(data)
 
 
 _KINDS = {
@@ -175,6 +181,8 @@ _KINDS = {
     "string_type": "give a word, in quotes if it looks like a number",
     "int_type": "give a whole number",
     "bool_type": "give true or false",
+    "greater_than": "give a whole number above 0",
+    "greater_than_equal": "give a whole number from 0",
 }
 
 _SHAPES: dict[str, type[_Shape]] = {

@@ -108,7 +108,8 @@ class Parameter:
             known = isinstance(value, str) and (not self.choices or value in self.choices)
             accepted = str(value) if known else None
         elif self.kind is bool:
-            accepted = value if isinstance(value, bool) else None
+            # Generated recipes write normalize: 1.0.
+            accepted = bool(value) if value in (0, 1) else None
         else:
             accepted = self._number(value)
         if accepted is None:
