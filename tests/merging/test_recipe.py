@@ -147,7 +147,8 @@ SHARED = {
         dtype: torch.float32
         """,
     "the older word for the tokenizer": """
-        models: [{model: org/one, parameters: {weight: 1}}, {model: org/two, parameters: {weight: 1}}]
+        models: [{model: org/one}, {model: org/two}]
+        parameters: {weight: 1}
         merge_method: linear
         tokenizer_source: org/two
         chat_template: "{% for message in messages %}{{ message['content'] }}{% endfor %}"
@@ -530,7 +531,8 @@ BAD = {
         "no parameter 'dtype'",
     ),
     "density above 1": (
-        "merge_method: ties\nbase_model: ./b\nmodels: [{model: ./x}]\nparameters:\n  density: 1.5\n",
+        "merge_method: ties\nbase_model: ./b\nmodels: [{model: ./x}]\n"
+        "parameters:\n  density: 1.5\n",
         5,
         "0 < density <= 1",
     ),

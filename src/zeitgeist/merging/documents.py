@@ -17,9 +17,8 @@ from zeitgeist.errors import RecipeInvalid
 
 Path = Sequence[str | int]
 # What YAML takes for a line; str.splitlines knows more ends than it does.
-_LINE = re.compile(
-    r"[^\r\n\x85\u2028\u2029]*(?:\r\n|[\r\n\x85\u2028\u2029])|[^\r\n\x85\u2028\u2029]+$"
-)
+_ENDS = r"\r\n\x85\u2028\u2029"
+_LINE = re.compile(rf"[^{_ENDS}]*(?:\r\n|[{_ENDS}])|[^{_ENDS}]+$")
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,7 @@ def new_vocabulary(
     source = base if rule.source in ("union", "base") else rule.source
     if source not in vocabularies:
         raise InputInvalid(
-            f"the tokenizer is to come from {source!r}, which has none",
+            f"the tokenizer is to come from {source!r}, which is not among the models",
             mend=f"use one of {', '.join(vocabularies)}",
         )
     vocabulary = dict(vocabularies[source])
