@@ -61,6 +61,12 @@ class Model:
             return self.source(name)
         return self._update(name) or Unchanged()
 
+    def changes(self, name: str) -> bool:
+        """Whether the adapter touches this tensor."""
+        return self.adapter is not None and (
+            name in self.adapter.extra or self._update(name) is not None
+        )
+
     def _update(self, name: str) -> LowRank | None:
         name = self.checkpoint.tied.get(name, name)
         module = name.removesuffix(".weight")

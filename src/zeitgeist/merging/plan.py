@@ -12,16 +12,18 @@ from typing import Any
 import torch
 
 from zeitgeist.checkpoints import TensorSpec
-from zeitgeist.errors import CheckpointInvalid, RecipeInvalid
-from zeitgeist.merging.blocks import BlockStack, detect_blocks, is_behind
+from zeitgeist.errors import CheckpointInvalid, InputInvalid, RecipeInvalid
+from zeitgeist.merging.blocks import BlockStack, detect_blocks
 from zeitgeist.merging.inputs import Model
+from zeitgeist.merging.lines import is_behind
 from zeitgeist.merging.methods import METHODS, make_options
 from zeitgeist.merging.recipe import Recipe, Slice
 from zeitgeist.merging.streaming.chunks import CHUNK
 from zeitgeist.merging.streaming.merger import taken_as_is
 from zeitgeist.merging.streaming.sources import Gathered, Source, Stored
 from zeitgeist.merging.streaming.steps import Step
-from zeitgeist.merging.vocabulary import RowMaps
+from zeitgeist.merging.tokenizers import apply_changes
+from zeitgeist.merging.vocabulary import Alignment, fill_rows, vocabulary_axis
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Plan:
     config: dict[str, Any]
     origin: Model
     notes: tuple[str, ...]
-    rows: RowMaps | None = None
+    alignment: Alignment | None = None
 
     @property
     def specs(self) -> tuple[TensorSpec, ...]:
@@ -103,7 +105,12 @@ def _passes(step: Step) -> int:
     return 1 + trims + int(votes) + int(told.rescale == "l1")
 
 
-def make_plan(recipe: Recipe, models: Mapping[str, Model], rows: RowMaps | None = None) -> Plan:
+def make_plan(
+    recipe: Recipe,
+    models: Mapping[str, Model],
+    alignment: Alignment | None = None,
+    vocabulary_changes: Mapping[str, Any] | None = None,
+) -> Plan:
     """Decide every output tensor.
 
     Parameters
@@ -112,8 +119,9 @@ def make_plan(recipe: Recipe, models: Mapping[str, Model], rows: RowMaps | None 
         A checked recipe.
     models
         The opened model of every reference in it.
-    rows
-        Where the rows of the new vocabulary come from, when the recipe sets a tokenizer.
+    alignment, vocabulary_changes
+        Where the rows of the new vocabulary come from, and what it changes in ``config.json``,
+        when the recipe sets a tokenizer.
 
     Raises
     ------
@@ -122,12 +130,19 @@ def make_plan(recipe: Recipe, models: Mapping[str, Model], rows: RowMaps | None 
     RecipeInvalid
         Layers or modules that the models do not have.
     """
-    return _Planner(recipe, models, rows).plan()
+    return _Planner(recipe, models, alignment, vocabulary_changes or {}).plan()
 
 
 class _Planner:
-    def __init__(self, recipe: Recipe, models: Mapping[str, Model], rows: RowMaps | None) -> None:
-        self.recipe, self.models, self.rows = recipe, models, rows
+    def __init__(
+        self,
+        recipe: Recipe,
+        models: Mapping[str, Model],
+        alignment: Alignment | None,
+        vocabulary_changes: Mapping[str, Any],
+    ) -> None:
+        self.recipe, self.models, self.alignment = recipe, models, alignment
+        self.vocabulary_changes = vocabulary_changes
         self.method = METHODS[recipe.method]
         first = next(recipe.slices()).sources[0].model
         self.origin = models[recipe.base_model or first]
@@ -158,7 +173,7 @@ class _Planner:
             config,
             self.origin,
             tuple(dict.fromkeys(self.notes)),
-            self.rows,
+            self.alignment,
         )
 
     def _named(self, module: str) -> Iterator[str]:
@@ -311,8 +326,8 @@ class _Planner:
                 filled = [default if value is None else value for value in found]
                 values[word] = filled[0] if len(set(filled)) == 1 else filled
         options = make_options(recipe.method, values, compat=recipe.compat)
-        experts = [self._source(m, n, base, shape) for m, n in zip(models, names, strict=True)]
-        below = None if base is None or base_name is None else self._whole(base, base_name, shape)
+        experts = [self._source(m, n, base) for m, n in zip(models, names, strict=True)]
+        below = None if base is None or base_name is None else self._whole(base, base_name)
         if recipe.method == "slerp" and below is not None:
             experts, below = [below, *experts], None
             weights = [1.0] * len(experts)
@@ -343,13 +358,18 @@ class _Planner:
         spec = owner.specs[held]
         shape = self._shape(name, [(owner, held)])
         dtype = self._dtype(spec.dtype) if spec.dtype.is_floating_point else spec.dtype
-        source = self._whole(owner, held, shape)
+        source = self._whole(owner, held)
         return Step(name, shape, dtype, "passthrough", (source,))
 
     def _shape(self, name: str, wanted: Sequence[tuple[Model, str | None]]) -> tuple[int, ...]:
-        shapes = {m.reference: m.specs[n].shape for m, n in wanted if n is not None}
-        if self.rows is not None and self.rows.concerns(name):
-            return (self.rows.size, *next(iter(shapes.values()))[1:])
+        """The tensor's shape in the output, if the models agree on one."""
+        shapes = {}
+        for model, stored_as in wanted:
+            if stored_as is not None:
+                shape, axis = model.specs[stored_as].shape, self._axis(model, stored_as)
+                if axis is not None and self.alignment is not None:
+                    shape = (*shape[:axis], self.alignment.size, *shape[axis + 1 :])
+                shapes[model.reference] = shape
         if len(set(shapes.values())) == 1:
             return next(iter(shapes.values()))
         told = ", ".join(f"{list(shape)} in {model!r}" for model, shape in shapes.items())
@@ -358,29 +378,44 @@ class _Planner:
             f"tensor {name!r} is {told}",
             origin=self.recipe.origin,
             mend=(
-                "the vocabularies differ: set tokenizer: {source: union} or {source: base}"
+                "if the vocabularies differ, set tokenizer: {source: union} or {source: base}"
                 if rows_differ
                 else "these models do not have the same architecture and cannot be merged"
             ),
         )
 
-    def _source(
-        self, model: Model, name: str, base: Model | None, shape: tuple[int, ...]
-    ) -> Source:
+    def _axis(self, model: Model, name: str) -> int | None:
+        """The axis of a tensor that counts tokens, where the vocabulary is being changed."""
+        if self.alignment is None:
+            return None
+        return vocabulary_axis(name, model.specs[name].shape, vocabulary_height(model))
+
+    def _source(self, model: Model, name: str, base: Model | None) -> Source:
         whole = self.method.family in ("copy", "nearswap")
         whole = whole or self.recipe.method in ("linear", "slerp", "karcher")
-        if (self.rows is not None and self.rows.concerns(name)) or whole:
-            return self._whole(model, name, shape)
+        if whole or self._axis(model, name) is not None:
+            return self._whole(model, name)
         return model.expert(name, base)
 
-    def _whole(self, model: Model, name: str, shape: tuple[int, ...]) -> Source:
-        if self.rows is None or not self.rows.concerns(name):
+    def _whole(self, model: Model, name: str) -> Source:
+        alignment = self.alignment
+        if alignment is None or self._axis(model, name) is None:
             return model.source(name)
-        return Gathered(
-            model.stored(name).view(model.specs[name].shape),
-            self.rows.rows[model.reference],
-            self.rows.fill(name, model, self.models),
-        )
+        if model.adapter is not None and model.changes(name):
+            raise InputInvalid(
+                f"the adapter {model.reference!r} changes {name!r}, whose rows are re-ordered",
+                mend="merge the adapter into its base first, or leave out tokenizer:",
+            )
+        height = vocabulary_height(model)
+        if alignment.unchanged(model.reference, height):
+            return model.source(name)
+        matrices = {
+            other.reference: other.stored(name).reshape(vocabulary_height(other), -1)
+            for other in self.models.values()
+            if other.reference in alignment.rows and name in other.specs
+        }
+        fill = fill_rows(alignment, model.reference, matrices)
+        return Gathered(matrices[model.reference], alignment.rows[model.reference], fill)
 
     def _report_missing(self) -> None:
         if not self.missing:
@@ -429,15 +464,18 @@ class _Planner:
         text.update(self.config_changes)
         if kept is not None and isinstance(types := text.get("layer_types"), list):
             text["layer_types"] = [types[i] for i in kept]
-        if self.rows is not None:
-            text.update(self.rows.config_changes)
         floating = [step.dtype for step in steps if step.dtype.is_floating_point]
         name = str(max(floating, key=floating.count)).removeprefix("torch.")
         config["torch_dtype" if "torch_dtype" in config else "dtype"] = name
         if {step.name for step in steps} & set(self.origin.checkpoint.tied):
             text["tie_word_embeddings"] = False
             config["tie_word_embeddings"] = False
-        return config
+        return apply_changes(config, self.vocabulary_changes)
+
+
+def vocabulary_height(model: Model) -> int:
+    """Rows of a model's embedding, by its configuration."""
+    return int(_text_config(model.config).get("vocab_size", model.config.get("vocab_size", -1)))
 
 
 def _text_config(config: dict[str, Any]) -> dict[str, Any]:

@@ -321,3 +321,28 @@ def gram(stack, rule, sums):  # type: ignore[no-untyped-def]
         for i in range(n):
             for k in range(i + 1):
                 sums[block, i, k] = sums[block, k, i] = lanes[i, k].sum()
+
+
+@_jit
+def clashes(stack, rule, both, opposed):  # type: ignore[no-untyped-def]
+    """Count, per pair of experts, entries that both keep and entries kept with opposite signs.
+
+    ``both`` and ``opposed``: (n, n) counters that are added to; the diagonal of ``both`` counts
+    what one expert keeps.
+    """
+    n, entries = stack.shape[0] - 1, stack.shape[1]
+    tile = np.empty((n, TILE))
+    nothing, chance, row = np.empty((n, 0), np.uint32), np.empty((n, 0)), np.empty(TILE)
+    for start in range(0, entries, TILE):
+        size = min(TILE, entries - start)
+        _deltas(stack, rule, start, size, tile)
+        _sparsify(rule, nothing, chance, start, size, tile, row)
+        for i in range(n):
+            for k in range(i + 1):
+                shared, against = 0, 0
+                for j in range(size):
+                    product = np.sign(tile[i, j]) * np.sign(tile[k, j])
+                    shared += 1 if product != 0 else 0
+                    against += 1 if product < 0 else 0
+                both[i, k] += shared
+                opposed[i, k] += against

@@ -7,7 +7,7 @@ update is multiplied out for the rows asked for, a re-ordered vocabulary is gath
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from jaxtyping import Int64, Shaped
 from torch import Tensor
 
 
+@runtime_checkable
 class Source(Protocol):
     """One input of one output tensor.
 

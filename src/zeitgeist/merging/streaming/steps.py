@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -59,6 +59,7 @@ class Step:
         return value if isinstance(value, tuple) else (value,) * len(self.experts)
 
 
+@runtime_checkable
 class Sink(Protocol):
     """Where finished entries go: a `CheckpointWriter`, or the tensors of a live model."""
 

@@ -15,13 +15,20 @@ import yaml
 from zeitgeist.checkpoints import CheckpointWriter, check_output, model_card, versions
 from zeitgeist.errors import InputInvalid, RecipeInvalid
 from zeitgeist.merging.adapters import AdapterMergeReport, merge_adapters
-from zeitgeist.merging.inputs import open_models
+from zeitgeist.merging.inputs import Model, open_models
 from zeitgeist.merging.lines import block_scales
 from zeitgeist.merging.method_parameters import ADAPTER_METHODS
-from zeitgeist.merging.plan import Plan, make_plan
+from zeitgeist.merging.plan import Plan, make_plan, vocabulary_height
 from zeitgeist.merging.recipe import Recipe, load_recipes, parse_recipe
 from zeitgeist.merging.streaming.chunks import Chunks
 from zeitgeist.merging.streaming.merger import Merger
+from zeitgeist.merging.tokenizers import (
+    build_tokenizer,
+    config_changes,
+    has_tokenizer,
+    read_vocabularies,
+)
+from zeitgeist.merging.vocabulary import align, new_vocabulary
 
 SHARD_BYTES = 5_000_000_000
 
@@ -127,7 +134,7 @@ def merge(
     recipes = read_recipes(recipe)
     check_output(out, overwrite=overwrite, inputs=_local_inputs(recipes))
     options = _Options(
-        threads=_threads(threads), resume=resume, shard_bytes=shard_bytes, progress=progress
+        threads=worker_threads(threads), resume=resume, shard_bytes=shard_bytes, progress=progress
     )
     with _intermediate(recipes, out) as places:
         for earlier in recipes[:-1]:
@@ -152,10 +159,12 @@ def read_recipes(recipe: Recipe | Mapping[str, Any] | str | Path) -> list[Recipe
     return load_recipes(recipe)
 
 
-def _threads(asked: int | None) -> int:
+def worker_threads(asked: int | None) -> int:
+    """The number asked for, or the processors this process may use."""
     if asked is not None and asked < 1:
         raise InputInvalid(f"threads is {asked}", mend="give at least 1")
-    return asked or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return asked or usable or 1
 
 
 def _local_inputs(recipes: Sequence[Recipe]) -> list[Path]:
@@ -250,7 +259,37 @@ def plan_recipe(recipe: Recipe, *, progress: bool | None = None) -> Plan:
             mend="add base_model",
         )
     models = open_models(recipe.references(), recipe.base_model, progress=progress is not False)
-    return make_plan(recipe, models)
+    return plan_models(recipe, models)
+
+
+def plan_models(recipe: Recipe, models: Mapping[str, Model]) -> Plan:
+    """Decide every output tensor of models that are open already."""
+    if recipe.tokenizer is None:
+        return make_plan(recipe, models)
+    rule, base, paths = recipe.tokenizer, _vocabulary_base(recipe), _tokenizer_paths(models)
+    vocabularies = read_vocabularies(paths, base=base)
+    alignment = align(
+        new_vocabulary(vocabularies, rule, base=base),
+        vocabularies,
+        rule,
+        base=base,
+        heights={reference: vocabulary_height(model) for reference, model in models.items()},
+    )
+    changes = config_changes(rule, paths, base=base, size=alignment.size)
+    return make_plan(recipe, models, alignment, changes["config.json"])
+
+
+def _vocabulary_base(recipe: Recipe) -> str:
+    """The model whose tokens keep their numbers."""
+    return recipe.base_model or recipe.references()[0]
+
+
+def _tokenizer_paths(models: Mapping[str, Model]) -> dict[str, Path]:
+    """Where each model's tokenizer lies: an adapter may bring its own."""
+    return {
+        reference: model.path if has_tokenizer(model.path) else model.checkpoint.path
+        for reference, model in models.items()
+    }
 
 
 def with_lines(plan: Plan, chunks: Chunks) -> tuple[Plan, tuple[float | None, float | None]]:
@@ -283,10 +322,11 @@ def with_lines(plan: Plan, chunks: Chunks) -> tuple[Plan, tuple[float | None, fl
 def _write_sidecars(
     writer: CheckpointWriter, plan: Plan, hashes: Mapping[str, Mapping[str, str]]
 ) -> None:
-    recipe = plan.recipe
-    for path in plan.origin.checkpoint.sidecars:
-        if path.name != "config.json":
-            writer.copy(path)
+    recipe, origin = plan.recipe, plan.origin.checkpoint
+    for path in origin.sidecars:
+        writer.copy(path, path.relative_to(origin.path).as_posix())
+    if recipe.tokenizer is not None or recipe.chat_template is not None:
+        _write_tokenizer(writer, plan)
     writer.text("config.json", json.dumps(plan.config, indent=2) + "\n")
     writer.text(
         "README.md",
@@ -308,6 +348,23 @@ def _write_sidecars(
     )
 
 
+def _write_tokenizer(writer: CheckpointWriter, plan: Plan) -> None:
+    recipe, paths = plan.recipe, _tokenizer_paths(plan.models)
+    base = _vocabulary_base(recipe)
+    with tempfile.TemporaryDirectory() as folder:
+        build_tokenizer(
+            Path(folder), recipe.tokenizer, paths, base=base, chat_template=recipe.chat_template
+        )
+        for path in sorted(Path(folder).iterdir()):
+            writer.copy(path)
+    generation = plan.origin.checkpoint.path / "generation_config.json"
+    if recipe.tokenizer is not None and plan.alignment is not None and generation.is_file():
+        changes = config_changes(recipe.tokenizer, paths, base=base, size=plan.alignment.size)
+        told = json.loads(generation.read_text(encoding="utf-8"))
+        changed = told | changes["generation_config.json"]
+        writer.text("generation_config.json", json.dumps(changed, indent=2) + "\n")
+
+
 def _merge_adapters(recipe: Recipe, out: Path, overwrite: bool, started: float) -> MergeReport:
     (part,) = recipe.slices()
     experts = recipe.experts(part)
@@ -324,7 +381,7 @@ def _merge_adapters(recipe: Recipe, out: Path, overwrite: bool, started: float) 
     report = merge_adapters(
         [source.model for source in experts],
         out,
-        method=recipe.method,
+        method=recipe.method,  # type: ignore[arg-type]  # one of ADAPTER_METHODS
         weights=None if set(weights) == {None} else [1.0 if w is None else w for w in weights],
         seed=recipe.seed,
         lines=recipe.lines,

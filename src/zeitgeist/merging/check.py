@@ -1,0 +1,137 @@
+"""Will this merge work? Answered from headers and a small sample, before gigabytes are read."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zeitgeist.errors import RecipeInvalid
+from zeitgeist.merging.inputs import Model
+from zeitgeist.merging.method_parameters import ADAPTER_METHODS
+from zeitgeist.merging.plan import Plan
+from zeitgeist.merging.recipe import Recipe
+from zeitgeist.merging.to_disk import plan_recipe, read_recipes
+
+_SAMPLED_TENSORS = 24
+_SAMPLED_ENTRIES = 1 << 15
+_FAR = 0.5  # an update half as large as the weights is no fine-tune
+_UNLIKE = 0.8
+
+
+@dataclass(frozen=True)
+class Kinship:
+    """How close an expert is to the base, on a sample: ||x - b|| / ||b|| and cos(x, b)."""
+
+    model: str
+    distance: float
+    cosine: float
+
+    @property
+    def related(self) -> bool:
+        """Whether it looks like a fine-tune of that base."""
+        return self.distance < _FAR and self.cosine > _UNLIKE
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What a recipe will do.
+
+    ``peak_bytes`` is memory for chunks, independent of the size of the models.
+    """
+
+    method: str
+    tensors: int
+    parameters: int
+    bytes_read: int
+    bytes_written: int
+    peak_bytes: int
+    kinship: tuple[Kinship, ...]
+    notes: tuple[str, ...]
+
+
+def check(
+    recipe: Recipe | Mapping[str, Any] | str | Path, *, threads: int = 2
+) -> tuple[CheckReport, Plan]:
+    """Validate a recipe against its models and say what running it would cost.
+
+    Method and keys are checked on reading the recipe; shapes, vocabularies, layers and dtypes from
+    headers; whether the experts are fine-tunes of the base from a sample of the values.
+
+    Parameters
+    ----------
+    recipe
+        As for `zeitgeist.merging.merge`; of several documents the first is checked in full, the
+        others when their inputs exist.
+    threads
+        For the estimate of memory.
+
+    Raises
+    ------
+    RecipeInvalid, CheckpointInvalid, ReferenceUnresolved
+        What is wrong, with where and what to do.
+    """
+    recipes = read_recipes(recipe)
+    first = recipes[0]
+    if first.method in ADAPTER_METHODS:
+        raise RecipeInvalid(
+            f"{first.method} is checked by running it: it reads adapters only",
+            origin=first.origin,
+            mend="run zeitgeist merge; it checks shapes and bases before it writes",
+        )
+    plan = plan_recipe(first)
+    kinship = tuple(
+        _kinship(plan.models[first.base_model], model)
+        for reference, model in plan.models.items()
+        if first.base_model is not None and reference != first.base_model
+    )
+    strangers = [
+        f"{k.model!r} does not look like a fine-tune of {first.base_model!r}: its distance is "
+        f"{k.distance:.2f} of the base's norm (cosine {k.cosine:.2f}); merging will probably "
+        "return garbage"
+        for k in kinship
+        if not k.related
+    ]
+    report = CheckReport(
+        first.method,
+        len(plan.steps),
+        sum(step.entries for step in plan.steps),
+        plan.bytes_read,
+        plan.bytes_written,
+        plan.peak_bytes(threads),
+        kinship,
+        (*strangers, *plan.notes),
+    )
+    return report, plan
+
+
+def _kinship(base: Model, model: Model) -> Kinship:
+    """Distance and cosine on a few blocks of entries from a few large tensors."""
+    shared = [
+        name
+        for name, spec in base.checkpoint.specs.items()
+        if spec.dtype.is_floating_point
+        and name in model.specs
+        and model.specs[name].shape == spec.shape
+    ]
+    away = own = theirs = inner = 0.0
+    for name in _spread(sorted(shared, key=lambda n: -base.specs[n].numel)[: 4 * _SAMPLED_TENSORS]):
+        entries = base.specs[name].numel
+        start = max(0, (entries - _SAMPLED_ENTRIES) // 2)
+        stop = min(entries, start + _SAMPLED_ENTRIES)
+        b, x = (torch.empty(stop - start, dtype=torch.float64) for _ in range(2))
+        base.source(name).read(start, stop, b)
+        model.source(name).read(start, stop, x)
+        away += float((x - b).square().sum())
+        own += float(b.square().sum())
+        theirs += float(x.square().sum())
+        inner += float(x @ b)
+    if own == 0 or theirs == 0:
+        return Kinship(model.reference, math.inf, 0.0)
+    return Kinship(model.reference, math.sqrt(away / own), inner / math.sqrt(own * theirs))
+
+
+def _spread(names: Sequence[str]) -> Sequence[str]:
+    return names[:: max(1, len(names) // _SAMPLED_TENSORS)]
