@@ -109,7 +109,7 @@ def published_options(combine: Combine = "ties", *, weighted: bool = False) -> K
     return KnotsOptions(combine, lambda_=lambdas[combine])
 
 
-def parity_options(combine: Combine = "ties") -> KnotsOptions:
+def parity_options(combine: Combine = "ties", *, weighted: bool = False) -> KnotsOptions:
     """The numerics of the official code: what it makes of the same updates.
 
     Singular values above 1e-5, no guard against rounding dust, and a threshold that is the
@@ -120,7 +120,13 @@ def parity_options(combine: Combine = "ties") -> KnotsOptions:
     >>> parity_options().guard, parity_options().floor
     (0.0, 1e-05)
     """
-    return replace(published_options(combine), guard=0.0, tolerance=0.0, floor=1e-5, beyond=1)
+    return replace(
+        published_options(combine, weighted=weighted),
+        guard=0.0,
+        tolerance=0.0,
+        floor=1e-5,
+        beyond=1,
+    )
 
 
 @dataclass(frozen=True)
