@@ -773,6 +773,12 @@ BAD = {
         3,
         "adapters",
     ),
+    "layers of adapters apart": (
+        "merge_method: knots_ties\nmodels: [{model: ./x}, {model: ./y}]\n"
+        "parameters:\n  lambda: [0.3, 0.6]\n",
+        4,
+        "one value",
+    ),
     "a module with nothing": ("merge_method: linear\nmodules:\n  text: {}\n", 3, "text"),
     "an unknown model form": (
         "merge_method: linear\nmodels:\n  - model: {path: a/b, subfolder: c}\n",

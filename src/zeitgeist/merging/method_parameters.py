@@ -46,10 +46,10 @@ def parameters_of(method: str, compat: Compat = None) -> Mapping[str, Parameter]
     """
     if method in ADAPTER_METHODS:
         names = {"weight", "lambda", "out_rank"}
-        if method != "knots_task_arithmetic":
-            names |= {"density", "trim_scope"}
-        if method == "knots_dare_ties":
-            names |= {"drop"}
+        names |= {
+            "knots_ties": {"density", "trim_scope"},
+            "knots_dare_ties": {"drop"},
+        }.get(method, set())
         return {name: _ADAPTER_PARAMETERS[name] for name in sorted(names)}
     return _from_options(method, compat)
 
@@ -77,7 +77,7 @@ def experts_of(method: str, *, based: bool) -> tuple[int, int | None]:
 def per_model(method: str) -> frozenset[str]:
     """The parameters that each input may have a value of its own for."""
     if method in ADAPTER_METHODS:
-        return frozenset({"weight", "density"})
+        return frozenset({"weight"})
     return METHODS[method].per_model
 
 

@@ -238,6 +238,13 @@ class Reader:
                 )
                 continue
             setting = self.checked(here, partial(read_setting, parameter, value))
+            if isinstance(setting, tuple) and self.method in ADAPTER_METHODS:
+                raise self.fail(
+                    f"{word} changes from layer to layer, but {self.method} merges all of them "
+                    "together",
+                    here,
+                    f"give one value, {parameter.range()}",
+                )
             if of_input and word not in per_model(self.method):
                 self.unread.append(
                     f"{self.document.where(here)}: {word} is one value for all inputs and has no "
