@@ -268,16 +268,16 @@ def _checked(
         raise InputInvalid(what, mend="give one value for all models")
     within = "" if compat and field.name in _ANY_IN_MERGEKIT else field.metadata["within"]
     for one in value if several else (value,):
+        number = isinstance(one, (int, float)) and not isinstance(one, bool)
+        inside = number and in_range(float(one), within)
         if field.type is bool:
             fits, mend = isinstance(one, bool), "give true or false"
         elif field.type is int:
-            fits = isinstance(one, int) and not isinstance(one, bool) and in_range(one, within)
-            mend = f"give a whole number in {within}"
+            fits, mend = inside and isinstance(one, int), f"give a whole number in {within}"
         elif choices := get_args(field.type) if get_origin(field.type) is Literal else ():
             fits, mend = one in choices, f"give one of {', '.join(choices)}"
         else:
-            number = isinstance(one, (int, float)) and not isinstance(one, bool)
-            fits = (number and in_range(one, within)) or (one is None and field.default is None)
+            fits = inside or (one is None and field.default is None)
             mend = f"give a number in {within}" if within else "give a number"
         if not fits:
             raise InputInvalid(what, mend=mend)
