@@ -7,6 +7,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
+from huggingface_hub import constants
 from huggingface_hub import errors as hub_errors
 
 from zeitgeist.checkpoints import gguf as gguf_module
@@ -158,8 +159,8 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The hub's own cache, empty, and no way out to the hub."""
     path = tmp_path / "hub"
     path.mkdir()
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(path))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     return path
 
 
@@ -281,7 +282,7 @@ def test_every_failure_of_the_hub_is_one_sentence_with_a_mend(
         raise http_error(kind)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     with pytest.raises(ReferenceUnresolved, match=said) as caught:
         resolve("hub:org/model@v3")
     assert mend in caught.value.mend

@@ -16,6 +16,7 @@ from typing import Any
 
 import huggingface_hub
 import tqdm.auto
+from huggingface_hub import constants
 from huggingface_hub.errors import (
     GatedRepoError,
     HFValidationError,
@@ -186,9 +187,7 @@ def _unreachable(
     elif isinstance(error, OfflineModeIsEnabled | LocalEntryNotFoundError):
         what = "is not in the hub's cache and the hub cannot be reached"
         mend = (
-            "HF_HUB_OFFLINE is set: unset it"
-            if huggingface_hub.constants.HF_HUB_OFFLINE
-            else "check the network"
+            "HF_HUB_OFFLINE is set: unset it" if constants.HF_HUB_OFFLINE else "check the network"
         )
         mend += ", or name a local directory"
     elif isinstance(error, HFValidationError):
