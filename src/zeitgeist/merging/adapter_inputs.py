@@ -87,9 +87,7 @@ def _together(adapters: Sequence[Adapter], any_base: bool) -> list[str]:
                     mend="merge adapters of one base",
                 )
     if len(adapters) > 1 and not shared:
-        return [
-            "no module is changed by more than one adapter: their updates are only put together"
-        ]
+        return ["no module is changed by more than one adapter: nothing was there to merge"]
     return []
 
 

@@ -14,7 +14,7 @@ block l times lambda_l, which is exact too (`zeitgeist.merging.lines`).
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -46,9 +46,13 @@ from zeitgeist.merging.lines import LinesOptions, block_scales, scale_adapter
 from zeitgeist.merging.low_rank import alignment, concatenate, row_chunks, truncate
 from zeitgeist.merging.shared_basis import align
 
-AdapterMethod = Literal[
-    "knots_ties", "knots_dare_ties", "knots_task_arithmetic", "task_arithmetic", "linear"
-]
+ADAPTER_METHODS = (
+    "knots_ties",
+    "knots_dare_ties",
+    "knots_task_arithmetic",
+    "task_arithmetic",
+    "linear",
+)
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ def merge_adapters(
     experts: Sequence[str | Path],
     out: str | Path,
     *,
-    method: AdapterMethod = "knots_ties",
+    method: str = "knots_ties",
     weights: Sequence[float] | None = None,
     density: float | None = None,
     lambda_: float | None = None,
@@ -184,9 +188,10 @@ def merge_adapters(
     >>> report.rank, sorted(path.name for path in report.out.iterdir())
     (2, ['README.md', 'adapter_config.json', 'adapter_model.safetensors'])
     """
-    if method not in get_args(AdapterMethod):
+    if method not in ADAPTER_METHODS:
         raise InputInvalid(
-            f"method {method!r} does not merge adapters", mend=f"one of {get_args(AdapterMethod)}"
+            f"method {method!r} does not merge adapters",
+            mend=f"give one of {', '.join(ADAPTER_METHODS)}, or merge full models",
         )
     if not experts:
         raise InputInvalid("there are no adapters to merge", mend="give at least one")
@@ -249,7 +254,7 @@ def _check_options(method: str, said: Mapping[str, Any]) -> None:
         "density": ("knots_ties",),
         "drop": ("knots_dare_ties",),
         "parity": ("knots_ties", "knots_dare_ties", "knots_task_arithmetic"),
-        "lambda": tuple(name for name in get_args(AdapterMethod) if name != "linear"),
+        "lambda": tuple(name for name in ADAPTER_METHODS if name != "linear"),
     }
     for name in said:
         if method not in takes[name]:
