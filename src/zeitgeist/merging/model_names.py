@@ -75,10 +75,10 @@ def split_adapter(name: str) -> tuple[str, str | None]:
 
 
 def _is_local(text: str) -> bool:
-    # An overlong name is an OSError, not an absence; such a name is no file either way.
+    # An overlong name or the home of an unknown user is an error, not an absence; no file either.
     try:
         return Path(text).expanduser().exists()
-    except OSError:
+    except (OSError, RuntimeError):
         return False
 
 

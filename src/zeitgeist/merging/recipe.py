@@ -244,8 +244,8 @@ def _name(document: Document) -> str | None:
 def _file(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = "it is not UTF-8 text" if isinstance(error, ValueError) else error.strerror
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise RecipeInvalid(
             f"the recipe cannot be read: {reason}", origin=path, mend="give the path of a YAML file"
         ) from error

@@ -12,13 +12,12 @@ mergekit 0.1.5 registers those other tokens as added tokens instead, which cuts 
 text before the tokenizer proper sees it (its issues 47 and 139); there we differ.
 """
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-
-from transformers import AutoTokenizer
 
 from zeitgeist.errors import InputInvalid
 from zeitgeist.merging.chat_templates import choose_chat_template, write_chat_template
@@ -56,6 +55,8 @@ def open_tokenizer(model: Path) -> Any:
     InputInvalid
         There is none, or it cannot be opened.
     """
+    from transformers import AutoTokenizer  # slow to import, and most merges need none
+
     if not has_tokenizer(model):
         raise InputInvalid(f"{model} has no tokenizer", mend="give a model that has one")
     try:
@@ -83,12 +84,26 @@ def read_vocabularies(models: Mapping[str, Path], *, base: str) -> dict[str, dic
     InputInvalid
         The base has no tokenizer, or one cannot be opened.
     """
-    found = {
-        name: dict(open_tokenizer(path).get_vocab())
-        for name, path in models.items()
-        if name == base or has_tokenizer(path)
-    }
+    opened: dict[bytes, dict[str, int]] = {}
+    found: dict[str, dict[str, int]] = {}
+    for name, path in models.items():
+        if name == base or has_tokenizer(path):
+            # Fine-tunes of one base mostly carry the same files, and opening them takes seconds.
+            same = _fingerprint(path)
+            if same not in opened:
+                opened[same] = dict(open_tokenizer(path).get_vocab())
+            found[name] = opened[same]
     return {name: found.get(name, found[base]) for name in models}
+
+
+def _fingerprint(model: Path) -> bytes:
+    """Equal for directories whose tokenizers are the same files, chat templates aside."""
+    digest = hashlib.blake2b()
+    for name in TOKENIZER_FILES:
+        if not name.startswith("chat_template"):
+            content = (model / name).read_bytes() if (model / name).is_file() else b""
+            digest.update(len(content).to_bytes(8, "little") + content)
+    return digest.digest()
 
 
 def config_changes(
@@ -174,12 +189,28 @@ def build_tokenizer(
     Returns
     -------
     dict
-        Token to row, as the written tokenizer has it.
+        Token to row.
 
     Raises
     ------
     InputInvalid
         A tokenizer that cannot be opened, or of a kind that cannot be extended.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from tokenizers import Tokenizer, models
+    >>> from transformers import PreTrainedTokenizerFast
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> for name, words in {"base": ["yes", "no"], "other": ["no", "perhaps"]}.items():
+    ...     words_to_rows = {word: row for row, word in enumerate(words)}
+    ...     tokenizer = Tokenizer(models.WordLevel(words_to_rows, unk_token="no"))
+    ...     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    ...     _ = fast.save_pretrained(folder / name)
+    >>> (folder / "merged").mkdir()
+    >>> build_tokenizer(folder / "merged", TokenizerRule("union"),
+    ...     {"base": folder / "base", "other": folder / "other"}, base="base")
+    {'yes': 0, 'no': 1, 'perhaps': 2}
     """
     rule = rule or TokenizerRule("base")
     source = base if rule.source in ("union", "base") else rule.source
@@ -188,7 +219,8 @@ def build_tokenizer(
             f"the tokenizer is to come from {source!r}, which is not at hand",
             mend=f"use one of {', '.join(models)}",
         )
-    wanted = new_vocabulary(read_vocabularies(models, base=base), rule, base=base)
+    asked = models if rule.source == "union" else {source: models[source]}
+    wanted = new_vocabulary(read_vocabularies(asked, base=source), rule, base=source)
     tokenizer = open_tokenizer(models[source])
     if wanted == tokenizer.get_vocab():
         for name in TOKENIZER_FILES:
@@ -196,8 +228,9 @@ def build_tokenizer(
                 shutil.copyfile(models[source] / name, out / name)
     else:
         tokenizer.save_pretrained(out)
-        others = models.values() if rule.source == "union" else ()
-        _extend(out, wanted, [open_tokenizer(path) for path in others if has_tokenizer(path)])
+        distinct = {_fingerprint(path): path for path in asked.values() if has_tokenizer(path)}
+        distinct.pop(_fingerprint(models[source]), None)
+        _extend(out, wanted, [open_tokenizer(path) for path in distinct.values()])
     template = choose_chat_template(chat_template, models.values())
     if template is not None:
         write_chat_template(out, template)
@@ -208,7 +241,7 @@ def build_tokenizer(
             f"the tokenizer of {models[source]} cannot be extended: {lost[0]!r} would be lost",
             mend="take tokenizer: {source: base}",
         )
-    return written
+    return wanted
 
 
 def _extend(directory: Path, wanted: Vocabulary, others: list[Any]) -> None:

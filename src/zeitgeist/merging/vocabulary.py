@@ -152,7 +152,8 @@ def new_vocabulary(
             f"the tokenizer is to come from {source!r}, which is not among the models",
             mend=f"use one of {', '.join(vocabularies)}",
         )
-    vocabulary = dict(vocabularies[source])
+    # Tokenizers list their tokens in an order that differs from run to run.
+    vocabulary = dict(sorted(vocabularies[source].items(), key=lambda item: item[1]))
     following = max(vocabulary.values(), default=-1) + 1
     for token in _additions(vocabularies, rule):
         if token not in vocabulary:
