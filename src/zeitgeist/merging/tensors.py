@@ -181,6 +181,7 @@ def _combined(
     vectors, start = experts, None
     if base is not None and name == "slerp":
         vectors = torch.cat([base.unsqueeze(0), experts])
+        weights = torch.ones(len(vectors), dtype=torch.float64)
     elif base is not None:
         vectors, start = experts - base, base
     flatten = getattr(options, "nuslerp_flatten", True) and not getattr(
