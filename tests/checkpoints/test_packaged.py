@@ -65,6 +65,7 @@ def tiny(index: Path, tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> Packa
         upstream="org/tiny",
         packing="F32",
         licence="Apache-2.0",
+        licence_id="apache-2.0",
         licence_file="tiny_lm/LICENSE.txt",
         terms="",
         sha256=hashlib.sha256(content).hexdigest(),

