@@ -25,7 +25,7 @@ from zeitgeist.errors import InputInvalid
 
 # What one expert does to one layer: factors (A, B), a full update, or nothing.
 Update = tuple[Tensor, Tensor] | Tensor | None
-SAMPLED_ROWS = 256
+SAMPLED_ENTRIES = 1 << 17
 _ENTRIES = 1 << 22  # of a dense product that exist at once
 
 
@@ -171,32 +171,32 @@ def row_chunks(
 def alignment(updates: Sequence[Update]) -> Alignment:
     """Cosines of updates from their factors, and sign conflicts.
 
-    Signs are counted on at most 256 evenly spaced rows, which is every row of a small matrix.
+    Signs are counted on evenly spaced rows with about 131 000 entries: all of a small matrix.
     """
     shape = check_updates(updates)
-    n = len(updates)
-    dots = torch.zeros(n, n, dtype=torch.float64)
-    for i in range(n):
-        for j in range(i + 1):
-            dots[i, j] = dots[j, i] = _dot(updates[i], updates[j], shape)
-    step = -(-shape[0] // SAMPLED_ROWS)
-    sampled = [_rows(update, step) for update in updates]
+    step = -(-shape[0] // max(1, SAMPLED_ENTRIES // shape[1]))
     rows = len(range(0, shape[0], step))
-    return _counted(
-        torch.stack([dense_update(update, (rows, shape[1])).cpu() for update in sampled]), dots
-    )
+    sampled = [dense_update(_rows(update, step), (rows, shape[1])).cpu() for update in updates]
+    opposed, shared = _sign_counts(torch.stack(sampled))
+    return Alignment(_dots(updates, shape), opposed, shared)
 
 
 def alignment_of_entries(stack: Float[Tensor, "n *shape"]) -> Alignment:
     """Cosines and sign conflicts of experts given entry by entry."""
     flat = stack.flatten(1)
-    return _counted(flat, (flat @ flat.T).cpu())
+    return Alignment((flat @ flat.T).cpu(), *_sign_counts(flat))
 
 
-def _counted(stack: Float[Tensor, "n *shape"], dots: Float[Tensor, "n n"]) -> Alignment:
-    sign = stack.flatten(1).sign()
-    agreeing, shared = sign @ sign.T, sign.abs() @ sign.abs().T
-    return Alignment(dots, ((shared - agreeing) / 2).cpu(), shared.cpu())
+def _sign_counts(stack: Float[Tensor, "n *shape"]) -> tuple[Tensor, Tensor]:
+    n = len(stack)
+    agreeing = torch.zeros(n, n, dtype=torch.float64)
+    shared = torch.zeros(n, n, dtype=torch.float64)
+    for part in stack.flatten(1).split(_ENTRIES, dim=1):
+        sign = part.sign().float()  # sums of up to 2^22 ones are exact
+        agreeing += (sign @ sign.T).double().cpu()
+        sign.abs_()
+        shared += (sign @ sign.T).double().cpu()
+    return (shared - agreeing) / 2, shared
 
 
 def _rows(update: Update, step: int) -> Update:
@@ -205,10 +205,21 @@ def _rows(update: Update, step: int) -> Update:
     return None if update is None else update[::step]
 
 
-def _dot(one: Update, other: Update, shape: tuple[int, int]) -> float:
-    if one is None or other is None:
-        return 0.0
-    if isinstance(one, tuple) and isinstance(other, tuple):
-        (a, b), (c, d) = one, other
-        return float(((b.double().T @ d.double()) * (a.double() @ c.double().T)).sum())
-    return float((dense_update(one, shape) * dense_update(other, shape)).sum())
+def _dots(updates: Sequence[Update], shape: tuple[int, int]) -> Float[Tensor, "n n"]:
+    """Inner products: from the Gram matrices of the factors, or entry by entry of full updates."""
+    n = len(updates)
+    dots = torch.zeros(n, n, dtype=torch.float64)
+    present = [i for i, update in enumerate(updates) if update is not None]
+    pairs = [update for update in updates if isinstance(update, tuple)]
+    if len(pairs) < len(present):
+        flat = torch.stack([dense_update(updates[i], shape).flatten() for i in present])
+        between = flat @ flat.T
+    else:
+        a = torch.cat([pair[0].double() for pair in pairs])
+        b = torch.cat([pair[1].double() for pair in pairs], dim=1)
+        ranks = [len(pair[0]) for pair in pairs]
+        by_expert = torch.block_diag(*[torch.ones(1, r, dtype=torch.float64) for r in ranks])
+        by_expert = by_expert.to(a.device)
+        between = by_expert @ ((b.T @ b) * (a @ a.T)) @ by_expert.T
+    dots[torch.tensor(present)[:, None], torch.tensor(present)] = between.cpu()
+    return dots
