@@ -317,7 +317,7 @@ def test_della_with_a_flat_window_is_dare() -> None:
 @pytest.mark.parametrize("name", ["dare_linear", "della_linear"])
 def test_the_mean_over_seeds_is_task_arithmetic(name: str) -> None:
     base, experts = family(6, n=2, size=1.0)
-    seeds, density = 3000, 0.5
+    seeds, density = 1000, 0.5
     whole = merge_tensors("task_arithmetic", experts, base=base)
     runs = torch.stack(
         [merge_tensors(name, experts, base=base, density=density, seed=s) for s in range(seeds)]

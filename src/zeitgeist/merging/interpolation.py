@@ -239,7 +239,7 @@ def karcher_coefficients(
     [1.06066, 0.53033]
     """
     n = len(gram)
-    plain = torch.full((n,), 1 / n, dtype=torch.float64)
+    plain = torch.full((n,), 1 / n, dtype=torch.float64, device=gram.device)
     norms, cosines = _norms_and_cosines(gram)
     directed = norms > (tol if as_mergekit else 0.0)
     if n == 1 or not directed.any():

@@ -47,7 +47,7 @@ class Method:
     @property
     def summary(self) -> str:
         """One line of what the method computes."""
-        return (self.options.__doc__ or "").strip()
+        return (self.options.__doc__ or "").strip().partition("\n")[0]
 
 
 _WEIGHT = frozenset({"weight"})

@@ -176,7 +176,10 @@ def _gamma() -> Any:
 
 @dataclass(frozen=True)
 class Breadcrumbs:
-    """Drop the largest gamma and the smallest entries of d_i, then task arithmetic."""
+    """Drop the largest gamma and the smallest entries of d_i, then task arithmetic.
+
+    Entries are ranked over the whole tensor, as in mergekit; the authors' code ranks within rows.
+    """
 
     density: float | tuple[float, ...] = _density(0.15, _CRUMBS)
     gamma: float | tuple[float, ...] = _gamma()
@@ -199,7 +202,11 @@ class BreadcrumbsTies:
 
 @dataclass(frozen=True)
 class Sce:
-    """Select entries that vary across experts, weigh experts by energy, erase minority signs."""
+    """Select entries that vary across experts, weigh experts by energy, erase minority signs.
+
+    What is not selected is not merged, as in mergekit; the code released with FuseChat uses the
+    selection only to weigh the experts.
+    """
 
     select_topk: float = option(
         0.1,
@@ -211,7 +218,10 @@ class Sce:
 
 @dataclass(frozen=True)
 class Consensus:
-    """Keep of the summed task vectors the entries that at least k experts find useful."""
+    """Keep of the summed task vectors the entries that at least k experts find useful.
+
+    A TALL mask claims an entry at exactly its limit; in the authors' code it does not.
+    """
 
     k: int = option(2, "TALL masks that must agree", "arXiv 2405.07813, prun_thre_k 2", "[0, inf)")
     tall_lambda: float = option(

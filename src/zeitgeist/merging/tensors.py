@@ -99,7 +99,8 @@ def sparsified(
     else:
         if draws is None:
             raise InputInvalid("no random draws were given")
-        probabilities = per_expert(torch.tensor(densities, dtype=torch.float64), deltas)
+        chances_of = torch.tensor(densities, dtype=torch.float64, device=deltas.device)
+        probabilities = per_expert(chances_of, deltas)
         if rule.sparsify == "ranked":
             # mergekit's epsilon is half the window, and it ranks along dimension 1
             axis = 1 if compat and deltas.dim() > 3 else -1
@@ -181,7 +182,7 @@ def _combined(
     vectors, start = experts, None
     if base is not None and name == "slerp":
         vectors = torch.cat([base.unsqueeze(0), experts])
-        weights = torch.ones(len(vectors), dtype=torch.float64)
+        weights = torch.ones(len(vectors), dtype=torch.float64, device=vectors.device)
     elif base is not None:
         vectors, start = experts - base, base
     flatten = getattr(options, "nuslerp_flatten", True) and not getattr(
@@ -332,7 +333,7 @@ def merge_tensors(
     experts = torch.stack([tensor.to(torch.float64) for tensor in tensors])
     experts = experts.reshape(len(tensors), *(shape or (1,)))
     start = None if base is None else base.to(torch.float64).reshape(experts.shape[1:])
-    scales = torch.tensor(weights or [1.0] * len(tensors), dtype=torch.float64)
+    scales = experts.new_tensor(weights or [1.0] * len(tensors))
 
     if told.family == "copy":
         merged = experts[0] * _of_each(chosen, "scale", 1)[0]
@@ -350,6 +351,6 @@ def merge_tensors(
         else:
             draws = None
             if rule.sparsify in ("random", "ranked"):
-                draws = _draws(name, len(tensors), experts.shape[1:], seed)
+                draws = _draws(name, len(tensors), experts.shape[1:], seed).to(experts.device)
             merged = start + merged_update(experts - start, scales, rule, chosen, draws=draws)
     return round_once(merged.reshape(shape), dtype)
