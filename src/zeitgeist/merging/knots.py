@@ -310,7 +310,7 @@ def merge_layers(
     hidden = None if progress is None else not progress
     with tqdm(total=passes * len(layers), desc="KnOTS", unit="layer", disable=hidden) as bar:
 
-        def represented(name: str) -> tuple[SharedBasis, Tensor]:
+        def represented(name: str) -> tuple[Sequence[Update], SharedBasis, Tensor]:
             updates = layers[name]
             try:
                 if len(updates) != n:
@@ -319,26 +319,26 @@ def merge_layers(
             except InputInvalid as error:
                 raise InputInvalid(error.what, origin=name, mend=error.mend) from error
             bar.update()
-            return basis, represent(basis.p, options, name)
+            return updates, basis, represent(basis.p, options, name)
 
         def count(entries: int) -> int:
             return min(entries, keep_count(options.density, entries) + options.beyond)
 
         shared = None
         if passes == 3:
-            shared = magnitude_thresholds(lambda: (represented(name)[1] for name in layers), count)
+            shared = magnitude_thresholds(lambda: (represented(name)[-1] for name in layers), count)
 
-        def trimmed(name: str) -> tuple[SharedBasis, Tensor]:
-            basis, stack = represented(name)
+        def trimmed(name: str) -> tuple[Sequence[Update], SharedBasis, Tensor]:
+            updates, basis, stack = represented(name)
             if trims and stack.numel():
                 limits = shared or magnitude_thresholds(lambda: [stack], count)
                 stack = trim_by_magnitude(stack, [options.density] * n, thresholds=limits)
-            return basis, stack
+            return updates, basis, stack
 
         done: dict[str, tuple[tuple[Tensor, Tensor], LayerReport]] = {}
         balance, undecided = 0, []
         for name in layers:
-            basis, stack = trimmed(name)
+            updates, basis, stack = trimmed(name)
             own = sign_balance(stack, voices.to(stack.device))
             balance += own
             # A sum that cancels exactly takes the majority over all layers, known only at the end.
@@ -347,11 +347,11 @@ def merge_layers(
                 undecided.append(name)
             else:
                 sign = -1 if own < 0 else 1
-                done[name] = _finished(layers[name], basis, stack, options, voices, sign, out_rank)
+                done[name] = _finished(updates, basis, stack, options, voices, sign, out_rank)
         bar.total = passes * len(layers) + len(undecided)
         for name in undecided:
             sign = -1 if balance < 0 else 1
-            done[name] = _finished(layers[name], *trimmed(name), options, voices, sign, out_rank)
+            done[name] = _finished(*trimmed(name), options, voices, sign, out_rank)
     return KnotsMerge(
         {name: done[name][0] for name in layers}, {name: done[name][1] for name in layers}
     )
