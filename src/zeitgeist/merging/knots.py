@@ -286,7 +286,8 @@ def merge_layers(
 
     Notes
     -----
-    Peak memory is that of one layer: n P_i of k x I and the factors of O x R, in float64.
+    Peak memory is the result and the work on one layer: some copies of the n P_i of k x I and the
+    factors of O x R, in float64.
 
     Examples
     --------
