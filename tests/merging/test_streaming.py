@@ -56,11 +56,8 @@ def step_for(method, base, tuned, *, weights=None, compat=None, name="w", **opti
 
 def run(steps, *, threads=1, size=2 * BLOCK, seed=0):
     out = {step.name: torch.empty(step.shape, dtype=step.dtype) for step in steps}
-    chunks = Chunks(seed=seed, threads=threads, progress=False, size=size)
-    try:
+    with Chunks(seed=seed, threads=threads, progress=False, size=size) as chunks:
         Merger(steps, chunks).run(Tensors(out))
-    finally:
-        chunks.close()
     return out
 
 
@@ -143,8 +140,8 @@ def test_order_statistics_are_those_of_a_sort(counts, density, coarse, seed):
         steps.append(step_for("ties", zero, [torch.from_numpy(x)], name=str(i)))
     everything = np.sort(np.concatenate(values))[::-1]
     rank = max(1, int(density * len(everything)))
-    chunks = Chunks(progress=False)
-    (found,) = statistics.order_statistics(chunks, steps, first_rule(steps[0]), [rank])
+    with Chunks(progress=False) as chunks:
+        (found,) = statistics.order_statistics(chunks, steps, first_rule(steps[0]), [rank])
     assert found == everything[rank - 1]
 
 
@@ -156,10 +153,10 @@ def test_a_wrong_prediction_of_the_threshold_costs_a_pass_and_nothing_else(monke
     x.view(-1, BLOCK)[::2] *= 1e-4
     zero = torch.zeros_like(x)
     step = step_for("ties", zero, [x])
-    chunks = Chunks(progress=False)
-    for rank in (1, 1000, 70_000, 1 << 17):
-        (found,) = statistics.order_statistics(chunks, [step], first_rule(step), [rank])
-        assert found == x.sort(descending=True).values[rank - 1]
+    with Chunks(progress=False) as chunks:
+        for rank in (1, 1000, 70_000, 1 << 17):
+            (found,) = statistics.order_statistics(chunks, [step], first_rule(step), [rank])
+            assert found == x.sort(descending=True).values[rank - 1]
 
 
 def test_majority_sign_decides_exactly_zero_sums():

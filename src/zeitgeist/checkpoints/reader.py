@@ -6,12 +6,14 @@ problem. Everything that is wrong with the files is found on opening, before any
 """
 
 import mmap
+import os
 import re
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 import xxhash
@@ -76,6 +78,8 @@ class Checkpoint:
         self.shards = tuple(header.path for header in headers.values())
         self.notes: tuple[str, ...] = ()
         self._maps: dict[Path, mmap.mmap] = {}
+        self._files: dict[Path, BinaryIO] = {}
+        self._scratch = threading.local()
         self._spans = {
             name: (header.path, *span)
             for header in headers.values()
@@ -101,6 +105,9 @@ class Checkpoint:
     def close(self) -> None:
         """Let go of the files. Tensors already handed out stay valid and keep theirs open."""
         self._maps.clear()
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
 
     def spec(self, name: str) -> TensorSpec:
         """Dtype and shape of a tensor, by its own name or by an alias."""
@@ -138,6 +145,60 @@ class Checkpoint:
         # The format allows odd positions, the processor may not: the only case of a copy.
         raw = torch.frombuffer(data, dtype=torch.uint8, count=spec.nbytes, offset=start)
         return raw.clone().view(spec.dtype)
+
+    def read(self, name: str, start: int, out: Shaped[Tensor, " n"]) -> None:
+        """Copy elements from ``start`` on into ``out``, converted to its dtype.
+
+        Where a tensor is gone through once, this is faster than `flat`: the file is read in
+        large pieces instead of page by page as each is touched. Threads may read at once.
+
+        Parameters
+        ----------
+        name
+            The tensor or an alias of it.
+        start
+            Position of the first element in row-major order.
+        out
+            A contiguous tensor to fill.
+
+        Raises
+        ------
+        CheckpointInvalid
+            There is no such tensor, or its file has become shorter.
+        """
+        spec = self.spec(name)
+        path, offset, _ = self._spans[spec.name]
+        held = out
+        if out.dtype != spec.dtype:
+            held = self._buffer(out.numel() * spec.dtype.itemsize).view(spec.dtype)
+        bytes_out = (
+            held.detach().view(torch.uint8).numpy().data if held.numel() else memoryview(b"")
+        )
+        position, filled = offset + start * spec.dtype.itemsize, 0
+        while filled < len(bytes_out):
+            got = os.preadv(self._descriptor(path), [bytes_out[filled:]], position + filled)
+            if got == 0:
+                raise CheckpointInvalid(
+                    f"the file ends within the tensor '{name}'",
+                    origin=path,
+                    mend="it was shortened while it was being read: restore it and start again",
+                )
+            filled += got
+        if held is not out:
+            out.copy_(held)
+
+    def _buffer(self, size: int) -> Shaped[Tensor, " bytes"]:
+        """Scratch memory of the calling thread."""
+        held: Tensor | None = getattr(self._scratch, "bytes", None)
+        if held is None or held.numel() < size:
+            held = self._scratch.bytes = torch.empty(size, dtype=torch.uint8)
+        return held[:size]
+
+    def _descriptor(self, path: Path) -> int:
+        if path not in self._files:
+            # Closed by `close`, or with the checkpoint; a race opens it twice, which is harmless.
+            self._files[path] = path.open("rb", buffering=0)
+        return self._files[path].fileno()
 
     def location(self, name: str) -> tuple[Path, int, int]:
         """The file of a tensor and the byte positions in it where the tensor starts and stops."""

@@ -20,7 +20,7 @@ from zeitgeist.checkpoints import (
 )
 from zeitgeist.errors import CheckpointInvalid, InputInvalid
 from zeitgeist.merging.model_names import split_adapter
-from zeitgeist.merging.streaming.sources import Applied, LowRank, Source, Stored, Unchanged
+from zeitgeist.merging.streaming.sources import Applied, LowRank, OnDisk, Source, Stored, Unchanged
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,9 @@ class Model:
 
     def source(self, name: str) -> Source:
         """The whole tensor, with the adapter's update added."""
-        held, update = Stored(self.stored(name).reshape(-1)), self._update(name)
+        if self.adapter is not None and name in self.adapter.extra:
+            return Stored(self.adapter.replacement(name).flatten())
+        held, update = OnDisk(self.checkpoint, name, self.specs[name].dtype), self._update(name)
         return held if update is None else Applied(held, update)
 
     def expert(self, name: str, base: "Model | None") -> Source:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from zeitgeist.checkpoints import check_output
 from zeitgeist.errors import InputInvalid, RecipeInvalid
@@ -43,6 +42,8 @@ class LiveModel:
     """
 
     def __init__(self, recipe: Recipe, *, threads: int, progress: bool | None = None) -> None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer  # slow to import
+
         self.progress, self.threads = progress, threads
         shown = progress is not False
         self.models: Mapping[str, Model] = open_models(
@@ -70,14 +71,11 @@ class LiveModel:
 
     def become(self, recipe: Recipe) -> None:
         """Take the weights that ``recipe`` makes."""
-        chunks = Chunks(seed=recipe.seed, threads=self.threads, progress=self.progress)
-        try:
+        with Chunks(seed=recipe.seed, threads=self.threads, progress=self.progress) as chunks:
             plan, _ = with_lines(plan_models(recipe, self.models), chunks)
             dtypes = [replace(s, dtype=self._state[s.name].dtype) for s in plan.steps]
             wanted = {step.name: self._state[step.name] for step in dtypes}
             Merger(dtypes, chunks).run(Tensors(wanted))
-        finally:
-            chunks.close()
 
     def score(self, metric: Metric) -> float:
         """The metric of the weights held now."""

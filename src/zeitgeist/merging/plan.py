@@ -20,7 +20,7 @@ from zeitgeist.merging.methods import METHODS, make_options
 from zeitgeist.merging.recipe import Recipe, Slice
 from zeitgeist.merging.streaming.chunks import CHUNK
 from zeitgeist.merging.streaming.merger import taken_as_is
-from zeitgeist.merging.streaming.sources import Gathered, Source, Stored
+from zeitgeist.merging.streaming.sources import Gathered, OnDisk, Source
 from zeitgeist.merging.streaming.steps import Step
 from zeitgeist.merging.tokenizers import apply_changes
 from zeitgeist.merging.vocabulary import Alignment, fill_rows, vocabulary_axis
@@ -90,7 +90,8 @@ class Plan:
 def _input_bytes(step: Step) -> int:
     sources = [*step.experts, *([step.base] if step.base else [])]
     return sum(
-        source.flat.nbytes if isinstance(source, Stored) else step.entries * 4 for source in sources
+        step.entries * source.dtype.itemsize if isinstance(source, OnDisk) else step.entries * 4
+        for source in sources
     )
 
 

@@ -214,8 +214,7 @@ def _merge_one(recipe: Recipe, out: Path, overwrite: bool, options: _Options) ->
     if recipe.method in ADAPTER_METHODS:
         return _merge_adapters(recipe, out, overwrite, started)
     plan = plan_recipe(recipe, progress=options.progress)
-    chunks = Chunks(seed=recipe.seed, threads=options.threads, progress=options.progress)
-    try:
+    with Chunks(seed=recipe.seed, threads=options.threads, progress=options.progress) as chunks:
         plan, strengths = with_lines(plan, chunks)
         shown = options.progress is not False
         hashes = {r: m.fingerprint(progress=shown) for r, m in plan.models.items()}
@@ -231,8 +230,6 @@ def _merge_one(recipe: Recipe, out: Path, overwrite: bool, options: _Options) ->
         with writer:
             _write_sidecars(writer, plan, hashes)
             Merger(plan.steps, chunks).run(writer)
-    finally:
-        chunks.close()
     return MergeReport(
         out,
         recipe.method,
@@ -381,7 +378,7 @@ def _merge_adapters(recipe: Recipe, out: Path, overwrite: bool, started: float) 
     report = merge_adapters(
         [source.model for source in experts],
         out,
-        method=recipe.method,  # type: ignore[arg-type]  # one of ADAPTER_METHODS
+        method=recipe.method,
         weights=None if set(weights) == {None} else [1.0 if w is None else w for w in weights],
         seed=recipe.seed,
         lines=recipe.lines,

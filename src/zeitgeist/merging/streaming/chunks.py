@@ -36,7 +36,7 @@ class Run(NamedTuple):
 
 
 class Chunks:
-    """Cuts tensors into runs and works on several at a time.
+    """Cuts tensors into runs and works on several at a time, inside a ``with`` block.
 
     Parameters
     ----------
@@ -58,12 +58,21 @@ class Chunks:
         self.threads = threads
         self._hidden = None if progress is None else not progress
         self._local = threading.local()
-        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
+        self._pool: ThreadPoolExecutor | None = None
 
-    def close(self) -> None:
-        """Stop the threads."""
+    def __enter__(self) -> "Chunks":
+        # A run is too short for torch's own threads, which would spin beside ours.
+        self._torch_threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        if self.threads > 1:
+            self._pool = ThreadPoolExecutor(self.threads)
+        return self
+
+    def __exit__(self, *_: object) -> None:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
+        torch.set_num_threads(self._torch_threads)
 
     def bar(self, total: int, label: str, unit: str) -> Any:
         """A progress bar with rate and time left."""

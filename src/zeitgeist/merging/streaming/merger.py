@@ -20,7 +20,7 @@ from zeitgeist.merging.sparsify import band_ranks, selected_count
 from zeitgeist.merging.streaming import kernels, statistics
 from zeitgeist.merging.streaming.chunks import Chunks, Run, by_rows, is_row_local
 from zeitgeist.merging.streaming.kernels import Rule
-from zeitgeist.merging.streaming.sources import Source, Stored
+from zeitgeist.merging.streaming.sources import OnDisk, Source, Stored
 from zeitgeist.merging.streaming.steps import Sink, Step
 from zeitgeist.merging.tensors import SCE_TOO_SMALL, merge_tensors
 
@@ -286,8 +286,13 @@ def _by_reference(step: Step) -> bool:
 
 def _copied(origin: Source, run: Run) -> Tensor:
     dtype = run.step.dtype
-    if isinstance(origin, Stored) and origin.flat.dtype == dtype:
-        return origin.flat[run.start : run.stop]
+    held = origin.dtype if isinstance(origin, OnDisk) else None
+    if isinstance(origin, Stored):
+        held = origin.flat.dtype
+    if held == dtype:
+        same = torch.empty(run.stop - run.start, dtype=dtype)
+        origin.read(run.start, run.stop, same)
+        return same
     values = torch.empty(run.stop - run.start, dtype=torch.float64)
     origin.read(run.start, run.stop, values)
     return round_once(values, dtype)

@@ -1,7 +1,8 @@
 """Where the entries of one input tensor come from, a run of the flattened tensor at a time.
 
-A source never holds more than its own small factors in memory: a stored tensor is mapped, a LoRA
-update is multiplied out for the rows asked for, a re-ordered vocabulary is gathered row by row.
+A source never holds more than its own small factors in memory: a stored tensor is read piece by
+piece, a LoRA update is multiplied out for the rows asked for, a vocabulary in another order is
+gathered row by row.
 """
 
 import math
@@ -31,9 +32,34 @@ class Source(Protocol):
         """Write entries ``start`` to ``stop`` of the flattened tensor into ``out``."""
 
 
+@runtime_checkable
+class Readable(Protocol):
+    """Something that tensors can be read from by name, piece by piece: a `Checkpoint`."""
+
+    def read(self, name: str, start: int, out: Tensor) -> None:
+        """Fill ``out`` with the entries from ``start`` on."""
+
+
+@dataclass(frozen=True)
+class OnDisk:
+    """A tensor in a file."""
+
+    checkpoint: Readable
+    name: str
+    dtype: torch.dtype
+    is_delta: bool = False
+
+    @property
+    def exact(self) -> torch.dtype:
+        return torch.float64 if self.dtype == torch.float64 else torch.float32
+
+    def read(self, start: int, stop: int, out: Tensor) -> None:
+        self.checkpoint.read(self.name, start, out)
+
+
 @dataclass(frozen=True)
 class Stored:
-    """A tensor as it lies in a file (or in memory), flattened."""
+    """A tensor in memory, flattened."""
 
     flat: Shaped[Tensor, " entries"]
     is_delta: bool = False
