@@ -117,7 +117,7 @@ class Chunks:
                 bar.update(run.stop - run.start)
         return results
 
-    def load(self, run: Run) -> Shaped[np.ndarray, "experts+1 entries"]:
+    def load(self, run: Run) -> Shaped[np.ndarray, "rows entries"]:
         """The experts' entries and behind them the base's (zeros without one), in one buffer.
 
         The buffer belongs to the thread and is filled again by its next load.
@@ -137,7 +137,7 @@ class Chunks:
         return stack.numpy()
 
     def chance(
-        self, run: Run, rule: Rule, stack: Shaped[np.ndarray, "experts+1 entries"]
+        self, run: Run, rule: Rule, stack: Shaped[np.ndarray, "rows entries"]
     ) -> tuple[UInt32[np.ndarray, "experts _"], Float64[np.ndarray, "experts _"]]:
         """Random draws of a run and, for DELLA, the chance of each entry to be kept."""
         step, n = run.step, len(run.step.experts)
@@ -161,7 +161,7 @@ def by_rows(step: Step) -> bool:
 
 
 def _ranked(
-    step: Step, rule: Rule, stack: Shaped[np.ndarray, "experts+1 entries"]
+    step: Step, rule: Rule, stack: Shaped[np.ndarray, "rows entries"]
 ) -> Float64[np.ndarray, "experts entries"]:
     """DELLA's keep probabilities; `keep_probabilities` says what they are."""
     columns = step.columns

@@ -21,6 +21,7 @@ its last row the base's; ``draws`` (n, C) and ``probabilities`` (n, C) are rando
 keep probabilities, or (n, 0) where unused. Letters: n experts, C entries of a chunk, T of a tile.
 """
 
+import inspect
 from typing import Any, NamedTuple
 
 import numba
@@ -63,7 +64,9 @@ class Rule(NamedTuple):
 
 
 def _jit(function: Any) -> Any:
-    return numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+    # The tests wrap every function to check its types at run time; numba wants the bare one.
+    bare = inspect.unwrap(function)
+    return numba.njit(nogil=True, cache=True, error_model="numpy")(bare)
 
 
 @_jit
@@ -238,6 +241,7 @@ def histogram(stack, rule, first, last, coarse, fine):  # type: ignore[no-untype
     variance = rule.variance_floor >= 0
     rows = 1 if variance else n
     spread = np.empty(TILE)
+    widths = (last - first) << FINE_BITS
     for start in range(0, entries, TILE):
         size = min(TILE, entries - start)
         _deltas(stack, rule, start, size, tile)
@@ -246,11 +250,14 @@ def histogram(stack, rule, first, last, coarse, fine):  # type: ignore[no-untype
         for i in range(rows):
             for j in range(size):
                 single[j] = np.float32(spread[j] if variance else abs(tile[i, j]))
+            # Unsigned, so that one comparison tells what lies in the window.
+            lowest, width = np.uint32(first[i] << FINE_BITS), np.uint32(widths[i])
             for j in range(size):
-                upper = bits[j] >> FINE_BITS
-                coarse[i, upper] += 1
-                if first[i] <= upper < last[i]:
-                    fine[i, bits[j] - (first[i] << FINE_BITS)] += 1
+                coarse[i, bits[j] >> FINE_BITS] += 1
+            for j in range(size):
+                inside = np.uint32(bits[j] - lowest)
+                if inside < width:
+                    fine[i, inside] += 1
 
 
 @_jit

@@ -180,7 +180,7 @@ class Merger:
 
         return combined
 
-    def coefficients(self, step: Step) -> Float64[np.ndarray, " experts+1"]:
+    def coefficients(self, step: Step) -> Float64[np.ndarray, " rows"]:
         """What each expert and the base are multiplied with, for methods that are such a sum."""
         weights = torch.tensor(step.weights, dtype=torch.float64)
         rule = first_rule(step)

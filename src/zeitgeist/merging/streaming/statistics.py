@@ -127,7 +127,7 @@ def votes(chunks: Chunks, steps: Sequence[Step], rule: Rule) -> int:
     return sum(chunks.map_runs(part, steps, "elect"))
 
 
-def moments(chunks: Chunks, step: Step, rule: Rule) -> Float64[np.ndarray, "experts+1 3"]:
+def moments(chunks: Chunks, step: Step, rule: Rule) -> Float64[np.ndarray, "rows 3"]:
     """Sums over a tensor.
 
     Row i < n: L1 norm of d_i before any step, after them, and its sum of squares after them. Row
