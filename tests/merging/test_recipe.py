@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from zeitgeist.errors import RecipeInvalid
 from zeitgeist.merging.lines import LinesOptions
 from zeitgeist.merging.methods import MERGEKIT, METHODS
-from zeitgeist.merging.model_names import model_name, split_adapter
-from zeitgeist.merging.recipe import Recipe, Source, load_recipes, parse_recipe
+from zeitgeist.merging.recipes.model_names import model_name, split_adapter
+from zeitgeist.merging.recipes.recipe import Recipe, Source, load_recipes, parse_recipe
 from zeitgeist.merging.vocabulary import ModelToken, TokenizerRule, TokenRule, ZeroRow
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "recipes").glob("*.yaml"))

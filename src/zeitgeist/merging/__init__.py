@@ -11,7 +11,7 @@ from zeitgeist.merging.conflicts import ConflictReport, conflicts
 from zeitgeist.merging.lines import LinesOptions
 from zeitgeist.merging.live import SweepReport, soup, sweep
 from zeitgeist.merging.methods import METHODS
-from zeitgeist.merging.recipe import Recipe, load_recipes, parse_recipe
+from zeitgeist.merging.recipes.recipe import Recipe, load_recipes, parse_recipe
 from zeitgeist.merging.tensors import merge_tensors
 from zeitgeist.merging.to_disk import MergeReport, merge
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from zeitgeist.errors import InputInvalid
-from zeitgeist.merging.recipe_schema import did_you_mean
+from zeitgeist.merging.recipes.schema import did_you_mean
 
 _TURNS = "{%- for message in messages -%}"
 _END = "{%- endfor -%}{%- if add_generation_prompt -%}"

@@ -10,9 +10,9 @@ import torch
 
 from zeitgeist.errors import RecipeInvalid
 from zeitgeist.merging.inputs import Model
-from zeitgeist.merging.method_parameters import ADAPTER_METHODS
 from zeitgeist.merging.plan import Plan
-from zeitgeist.merging.recipe import Recipe
+from zeitgeist.merging.recipes.method_parameters import ADAPTER_METHODS
+from zeitgeist.merging.recipes.recipe import Recipe
 from zeitgeist.merging.to_disk import plan_recipe, read_recipes
 
 _SAMPLED_TENSORS = 24

@@ -19,7 +19,7 @@ from zeitgeist.checkpoints import (
     resolve,
 )
 from zeitgeist.errors import CheckpointInvalid, InputInvalid
-from zeitgeist.merging.model_names import split_adapter
+from zeitgeist.merging.recipes.model_names import split_adapter
 from zeitgeist.merging.streaming.sources import Applied, LowRank, OnDisk, Source, Stored, Unchanged
 
 

@@ -14,8 +14,8 @@ from tqdm import tqdm
 from zeitgeist.checkpoints import check_output
 from zeitgeist.errors import InputInvalid, RecipeInvalid
 from zeitgeist.merging.inputs import Model, open_models
-from zeitgeist.merging.method_parameters import parameters_of
-from zeitgeist.merging.recipe import Recipe, parse_recipe
+from zeitgeist.merging.recipes.method_parameters import parameters_of
+from zeitgeist.merging.recipes.recipe import Recipe, parse_recipe
 from zeitgeist.merging.soups import GreedySoup, greedy_soup
 from zeitgeist.merging.streaming.chunks import Chunks
 from zeitgeist.merging.streaming.merger import Merger

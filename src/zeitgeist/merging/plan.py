@@ -17,7 +17,7 @@ from zeitgeist.merging.blocks import BlockStack, detect_blocks
 from zeitgeist.merging.inputs import Model
 from zeitgeist.merging.lines import is_behind
 from zeitgeist.merging.methods import METHODS, make_options
-from zeitgeist.merging.recipe import Recipe, Slice
+from zeitgeist.merging.recipes.recipe import Recipe, Slice
 from zeitgeist.merging.streaming.chunks import CHUNK
 from zeitgeist.merging.streaming.merger import taken_as_is
 from zeitgeist.merging.streaming.sources import Gathered, OnDisk, Source

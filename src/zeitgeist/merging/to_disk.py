@@ -17,9 +17,9 @@ from zeitgeist.errors import InputInvalid, RecipeInvalid
 from zeitgeist.merging.adapters import AdapterMergeReport, merge_adapters
 from zeitgeist.merging.inputs import Model, open_models
 from zeitgeist.merging.lines import block_scales
-from zeitgeist.merging.method_parameters import ADAPTER_METHODS
 from zeitgeist.merging.plan import Plan, make_plan, vocabulary_height
-from zeitgeist.merging.recipe import Recipe, load_recipes, parse_recipe
+from zeitgeist.merging.recipes.method_parameters import ADAPTER_METHODS
+from zeitgeist.merging.recipes.recipe import Recipe, load_recipes, parse_recipe
 from zeitgeist.merging.streaming.chunks import Chunks
 from zeitgeist.merging.streaming.merger import Merger
 from zeitgeist.merging.tokenizers import (

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from zeitgeist.errors import RecipeInvalid
-from zeitgeist.merging.documents import Document
+from zeitgeist.merging.recipes.documents import Document
 
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 

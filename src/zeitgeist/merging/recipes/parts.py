@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from zeitgeist.merging.lines import LinesOptions
-from zeitgeist.merging.method_parameters import needs_base
-from zeitgeist.merging.notices import differences
-from zeitgeist.merging.settings import Scalar, Setting, always, evaluate
+from zeitgeist.merging.recipes.method_parameters import needs_base
+from zeitgeist.merging.recipes.notices import differences
+from zeitgeist.merging.recipes.settings import Scalar, Setting, always, evaluate
 from zeitgeist.merging.vocabulary import TokenizerRule
 
 Parameters = Mapping[str, Setting]
@@ -25,7 +25,7 @@ class Source:
     Parameters
     ----------
     model
-        The model's name, as :func:`zeitgeist.merging.model_names.model_name` spells it.
+        The model's name, as :func:`zeitgeist.merging.recipes.model_names.model_name` spells it.
     layer_range
         First layer and the one behind the last; none: all layers.
     parameters
@@ -124,7 +124,7 @@ class Recipe:
 
         Examples
         --------
-        >>> from zeitgeist.merging.recipe import load_recipes
+        >>> from zeitgeist.merging.recipes.recipe import load_recipes
         >>> recipe, = load_recipes(
         ...     "{merge_method: ties, base_model: ./b, models: [{model: ./x}, {model: ./b}]}"
         ... )
@@ -164,7 +164,7 @@ class Recipe:
 
         Examples
         --------
-        >>> from zeitgeist.merging.recipe import load_recipes
+        >>> from zeitgeist.merging.recipes.recipe import load_recipes
         >>> recipe, = load_recipes('''
         ... merge_method: linear
         ... models:
@@ -198,7 +198,7 @@ class Recipe:
 
         Examples
         --------
-        >>> from zeitgeist.merging.recipe import load_recipes
+        >>> from zeitgeist.merging.recipes.recipe import load_recipes
         >>> recipe, = load_recipes(
         ...     "{merge_method: ties, base_model: ./b, models: [{model: ./b}, {model: ./x}]}"
         ... )

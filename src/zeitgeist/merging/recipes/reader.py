@@ -8,9 +8,10 @@ from typing import Any, TypeVar
 
 from zeitgeist.errors import InputInvalid, RecipeInvalid
 from zeitgeist.merging.chat_templates import check_chat_template
-from zeitgeist.merging.documents import Document
 from zeitgeist.merging.lines import LinesOptions
-from zeitgeist.merging.method_parameters import (
+from zeitgeist.merging.methods import MERGEKIT, METHODS
+from zeitgeist.merging.recipes.documents import Document
+from zeitgeist.merging.recipes.method_parameters import (
     ADAPTER_METHODS,
     INT8_MASK,
     NOT_HERE,
@@ -19,10 +20,9 @@ from zeitgeist.merging.method_parameters import (
     parameters_of,
     per_model,
 )
-from zeitgeist.merging.methods import MERGEKIT, METHODS
-from zeitgeist.merging.model_names import model_name, split_adapter
-from zeitgeist.merging.recipe_parts import Parameters, Recipe, Slice, Source
-from zeitgeist.merging.recipe_schema import (
+from zeitgeist.merging.recipes.model_names import model_name, split_adapter
+from zeitgeist.merging.recipes.parts import Parameters, Recipe, Slice, Source
+from zeitgeist.merging.recipes.schema import (
     DTYPES,
     UNREAD,
     ModelEntry,
@@ -32,7 +32,7 @@ from zeitgeist.merging.recipe_schema import (
     did_you_mean,
     read_shape,
 )
-from zeitgeist.merging.settings import Setting, read_setting
+from zeitgeist.merging.recipes.settings import Setting, read_setting
 from zeitgeist.merging.vocabulary import ModelToken, TokenizerRule, TokenRule, ZeroRow
 
 _At = tuple[str | int, ...]

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from zeitgeist.errors import RecipeInvalid
-from zeitgeist.merging.documents import Document, in_memory, read_documents
-from zeitgeist.merging.method_parameters import ADAPTER_METHODS, experts_of, needs_base
-from zeitgeist.merging.recipe_parts import Recipe, Slice, Source
-from zeitgeist.merging.recipe_reader import Reader
+from zeitgeist.merging.recipes.documents import Document, in_memory, read_documents
+from zeitgeist.merging.recipes.method_parameters import ADAPTER_METHODS, experts_of, needs_base
+from zeitgeist.merging.recipes.parts import Recipe, Slice, Source
+from zeitgeist.merging.recipes.reader import Reader
 from zeitgeist.merging.vocabulary import ModelToken
 
 __all__ = ["Recipe", "Slice", "Source", "load_recipes", "parse_recipe"]

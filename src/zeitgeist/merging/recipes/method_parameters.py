@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from functools import cache
 
 from zeitgeist.merging.methods import METHODS, Compat, NeedsBase
-from zeitgeist.merging.settings import Parameter
+from zeitgeist.merging.recipes.settings import Parameter
 
 ADAPTER_METHODS = ("knots_ties", "knots_dare_ties", "knots_task_arithmetic")
 """Methods for LoRA adapters alone: in, factors; out, an adapter."""

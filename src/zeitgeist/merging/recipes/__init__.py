@@ -1,0 +1,1 @@
+"""Recipes: what may be written in YAML, read with its line numbers."""
