@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 
 class Option(NamedTuple):
-    """One option of a system: its name, published default, meaning, and where the default is from."""
+    """One option of a system: name, published default, meaning, and where that default is from."""
 
     name: str
     default: object

@@ -15,8 +15,8 @@ class ZeitgeistError(Exception):
 
     Examples
     --------
-    >>> print(ZeitgeistError("density is 1.5", origin="recipe.yaml:7", mend="give 0 < density <= 1"))
-    recipe.yaml:7: density is 1.5; give 0 < density <= 1
+    >>> print(ZeitgeistError("density is 1.5", origin="recipe.yaml:7", mend="give at most 1"))
+    recipe.yaml:7: density is 1.5; give at most 1
     """
 
     def __init__(self, what: str, *, origin: object = "", mend: str = "") -> None:

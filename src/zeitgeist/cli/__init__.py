@@ -3,22 +3,25 @@
 import sys
 from collections.abc import Sequence
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Parameter
 
 import zeitgeist
+from zeitgeist.cli import demo, merge, models, systems
 from zeitgeist.errors import ZeitgeistError
 
 app = App(
     name="zeitgeist",
     help="The month's machine-learning research, running on your models and your data.",
     help_epilogue="Any verb takes --debug, which shows the traceback of an error.",
+    default_parameter=Parameter(negative=()),
+    suppress_keyboard_interrupt=False,
     version=zeitgeist.__version__,
 )
-app.command("zeitgeist.cli.systems:list_systems", name="list")
-app.command("zeitgeist.cli.systems:show")
-app.command("zeitgeist.cli.models:app", name="models")
-app.command("zeitgeist.cli.merge:app", name="merge")
-app.command("zeitgeist.cli.demo:demo")
+app.command(systems.list_systems, name="list")
+app.command(systems.show)
+app.command(models.app)
+app.command(merge.app)
+app.command(demo.demo)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

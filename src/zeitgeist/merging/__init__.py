@@ -1,13 +1,13 @@
 """Many checkpoints into one.
 
 `merge` is the door for models on disk, `merge_adapters` for LoRA adapters, `merge_tensors` for
-tensors at hand. `check` and `conflicts` look before anything is written; `sweep` and `soup` choose
+tensors at hand. `check` and `compare` look before anything is written; `sweep` and `soup` choose
 by a metric of yours.
 """
 
 from zeitgeist.merging.adapters import AdapterMergeReport, merge_adapters
 from zeitgeist.merging.check import CheckReport, check
-from zeitgeist.merging.conflicts import ConflictReport, conflicts
+from zeitgeist.merging.conflicts import ConflictReport, compare
 from zeitgeist.merging.lines import LinesOptions
 from zeitgeist.merging.live import SweepReport, soup, sweep
 from zeitgeist.merging.methods import METHODS
@@ -25,7 +25,7 @@ __all__ = [
     "Recipe",
     "SweepReport",
     "check",
-    "conflicts",
+    "compare",
     "load_recipes",
     "merge",
     "merge_adapters",

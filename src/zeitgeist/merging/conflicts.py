@@ -6,8 +6,9 @@ sign. Large updates, cosines near 0 and many conflicts in the same blocks are wh
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,12 @@ from zeitgeist.errors import InputInvalid
 from zeitgeist.merging.blocks import detect_blocks
 from zeitgeist.merging.methods import make_options
 from zeitgeist.merging.plan import Plan
+from zeitgeist.merging.recipes.recipe import Recipe
 from zeitgeist.merging.streaming import kernels, statistics
 from zeitgeist.merging.streaming.chunks import Chunks, Run
 from zeitgeist.merging.streaming.merger import Merger
 from zeitgeist.merging.streaming.steps import Step
+from zeitgeist.merging.to_disk import plan_recipe, read_recipes, worker_threads
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,16 @@ class BlockConflicts:
     cosine: tuple[tuple[float, ...], ...]
     conflict: tuple[tuple[float, ...], ...]
     kept: tuple[float, ...]
+
+    def summary(self) -> tuple[float, float, float]:
+        """Mean relative norm, and mean cosine and sign conflict over the pairs (NaN without)."""
+        n = len(self.norms)
+        pairs = [(i, k) for i in range(n) for k in range(i)]
+        relative = sum(self.norms) / n / self.base_norm if self.base_norm else math.nan
+        if not pairs:
+            return relative, math.nan, math.nan
+        cosine = sum(self.cosine[i][k] for i, k in pairs) / len(pairs)
+        return relative, cosine, sum(self.conflict[i][k] for i, k in pairs) / len(pairs)
 
 
 @dataclass(frozen=True)
@@ -88,24 +101,36 @@ class _Sums:
         )
 
 
-def conflicts(plan: Plan, chunks: Chunks, *, density: float = 0.2) -> ConflictReport:
+def compare(
+    recipe: Recipe | Mapping[str, Any] | str | Path,
+    *,
+    density: float = 0.2,
+    threads: int | None = None,
+    progress: bool | None = None,
+) -> ConflictReport:
     """Norms, cosines and sign conflicts of the experts' task vectors, per block.
 
     Parameters
     ----------
-    plan
-        Of a recipe with a base.
-    chunks
-        How to cut and on how many threads.
+    recipe
+        As for `zeitgeist.merging.merge`; its method does not matter, but it must have a base.
     density
         Share of each task vector, over the whole model, that counts for the sign conflicts: the
         trim of TIES (arXiv 2306.01708: 0.2).
+    threads, progress
+        As for `merge`.
 
     Raises
     ------
     InputInvalid
-        The recipe has no base, or its experts are fewer than one.
+        There is no base, or the experts do not share their tensors.
     """
+    plan = plan_recipe(read_recipes(recipe)[0], progress=progress)
+    with Chunks(threads=worker_threads(threads), progress=progress) as chunks:
+        return _compare(plan, chunks, density)
+
+
+def _compare(plan: Plan, chunks: Chunks, density: float) -> ConflictReport:
     options = make_options("ties", {"density": density})
     steps = [
         replace(step, method="ties", options=options, scale=1.0, compat=None)

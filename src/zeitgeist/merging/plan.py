@@ -249,7 +249,7 @@ class _Planner:
                     for model, (low, _) in ((m, r) for m, r in ranges.items() if r is not None)
                 }
                 own = where[lead]
-                t = offset / (length - 1) if length > 1 else 0.0
+                t = offset / (length - 1) if length > 1 else 1.0  # as mergekit does
                 for name in self.models[lead].specs:
                     if name.startswith(own):
                         suffix = name.removeprefix(own)

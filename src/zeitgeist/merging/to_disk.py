@@ -10,19 +10,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
-from zeitgeist.checkpoints import CheckpointWriter, check_output, model_card, versions
+from zeitgeist.checkpoints import CheckpointWriter, check_output, model_card, resolve, versions
 from zeitgeist.errors import InputInvalid, RecipeInvalid
 from zeitgeist.merging.adapters import AdapterMergeReport, merge_adapters
 from zeitgeist.merging.inputs import Model, open_models
 from zeitgeist.merging.lines import block_scales
 from zeitgeist.merging.plan import Plan, make_plan, vocabulary_height
 from zeitgeist.merging.recipes.method_parameters import ADAPTER_METHODS
+from zeitgeist.merging.recipes.model_names import split_adapter
 from zeitgeist.merging.recipes.recipe import Recipe, load_recipes, parse_recipe
 from zeitgeist.merging.streaming.chunks import Chunks
 from zeitgeist.merging.streaming.merger import Merger
 from zeitgeist.merging.tokenizers import (
+    TOKENIZER_FILES,
     build_tokenizer,
     config_changes,
     has_tokenizer,
@@ -188,7 +191,11 @@ def _placed(recipe: Recipe, places: Mapping[str, Path]) -> Recipe:
     """The recipe with the names of earlier documents replaced by where their results lie."""
 
     def at(reference: str | None) -> str | None:
-        return str(places[reference]) if reference and reference in places else reference
+        if reference is None:
+            return None
+        name, adapter = split_adapter(reference)
+        placed = str(places[name]) if name in places else name
+        return f"{placed}+{adapter}" if adapter else placed
 
     if not places:
         return recipe
@@ -263,11 +270,11 @@ def plan_models(recipe: Recipe, models: Mapping[str, Model]) -> Plan:
     """Decide every output tensor of models that are open already."""
     if recipe.tokenizer is None:
         return make_plan(recipe, models)
-    rule, base, paths = recipe.tokenizer, _vocabulary_base(recipe), _tokenizer_paths(models)
+    rule, base, paths = recipe.tokenizer, _vocabulary_base(recipe), _tokenizer_paths(recipe, models)
     vocabularies = read_vocabularies(paths, base=base)
     alignment = align(
         new_vocabulary(vocabularies, rule, base=base),
-        vocabularies,
+        {reference: vocabularies[reference] for reference in models},
         rule,
         base=base,
         heights={reference: vocabulary_height(model) for reference, model in models.items()},
@@ -281,12 +288,16 @@ def _vocabulary_base(recipe: Recipe) -> str:
     return recipe.base_model or recipe.references()[0]
 
 
-def _tokenizer_paths(models: Mapping[str, Model]) -> dict[str, Path]:
-    """Where each model's tokenizer lies: an adapter may bring its own."""
-    return {
+def _tokenizer_paths(recipe: Recipe, models: Mapping[str, Model]) -> dict[str, Path]:
+    """Where each tokenizer lies: an adapter may bring its own, the rule may name another model."""
+    paths = {
         reference: model.path if has_tokenizer(model.path) else model.checkpoint.path
         for reference, model in models.items()
     }
+    source = "base" if recipe.tokenizer is None else recipe.tokenizer.source
+    if source not in ("union", "base", *paths):
+        paths[source] = resolve(source)
+    return paths
 
 
 def with_lines(plan: Plan, chunks: Chunks) -> tuple[Plan, tuple[float | None, float | None]]:
@@ -320,9 +331,11 @@ def _write_sidecars(
     writer: CheckpointWriter, plan: Plan, hashes: Mapping[str, Mapping[str, str]]
 ) -> None:
     recipe, origin = plan.recipe, plan.origin.checkpoint
+    renewed = recipe.tokenizer is not None or recipe.chat_template is not None
     for path in origin.sidecars:
-        writer.copy(path, path.relative_to(origin.path).as_posix())
-    if recipe.tokenizer is not None or recipe.chat_template is not None:
+        if not (renewed and path.name in TOKENIZER_FILES):
+            writer.copy(path, path.relative_to(origin.path).as_posix())
+    if renewed:
         _write_tokenizer(writer, plan)
     writer.text("config.json", json.dumps(plan.config, indent=2) + "\n")
     writer.text(
@@ -346,7 +359,7 @@ def _write_sidecars(
 
 
 def _write_tokenizer(writer: CheckpointWriter, plan: Plan) -> None:
-    recipe, paths = plan.recipe, _tokenizer_paths(plan.models)
+    recipe, paths = plan.recipe, _tokenizer_paths(plan.recipe, plan.models)
     base = _vocabulary_base(recipe)
     with tempfile.TemporaryDirectory() as folder:
         build_tokenizer(
@@ -382,6 +395,7 @@ def _merge_adapters(recipe: Recipe, out: Path, overwrite: bool, started: float) 
         weights=None if set(weights) == {None} else [1.0 if w is None else w for w in weights],
         seed=recipe.seed,
         lines=recipe.lines,
+        dtype=getattr(torch, recipe.out_dtype or recipe.dtype or "float32"),
         overwrite=overwrite,
         **options,
     )

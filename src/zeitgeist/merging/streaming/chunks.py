@@ -81,8 +81,8 @@ class Chunks:
     def runs(self, step: Step) -> list[Run]:
         """A tensor cut into whole blocks, or into whole rows where the method looks along rows."""
         size = self.size
-        if by_rows(step) and step.options.nuslerp_row_wise:
-            size = step.entries  # its rows run across the tensor
+        if across(step):
+            size = step.entries
         elif is_row_local(step):
             size = max(1, size // max(step.columns, 1)) * step.columns
         return [Run(step, i, min(i + size, step.entries)) for i in range(0, step.entries, size)]
@@ -153,6 +153,17 @@ def is_row_local(step: Step) -> bool:
     """Whether a method looks at whole rows, so that a run may not cut one."""
     ranked = step.rule is not None and step.rule.sparsify == "ranked"
     return ranked or getattr(step.options, "filter_wise", False) or by_rows(step)
+
+
+def across(step: Step) -> bool:
+    """Whether a method's rows run across the tensor, so that it must be seen whole.
+
+    nuslerp's along the first dimension, and mergekit's DELLA, which ranks along the second.
+    """
+    if by_rows(step):
+        return bool(step.options.nuslerp_row_wise)
+    ranked = step.rule is not None and step.rule.sparsify == "ranked"
+    return ranked and step.compat is not None and len(step.shape) > 2
 
 
 def by_rows(step: Step) -> bool:

@@ -18,7 +18,7 @@ from zeitgeist.merging import interpolation
 from zeitgeist.merging.rounding import round_once
 from zeitgeist.merging.sparsify import band_ranks, selected_count
 from zeitgeist.merging.streaming import kernels, statistics
-from zeitgeist.merging.streaming.chunks import Chunks, Run, by_rows, is_row_local
+from zeitgeist.merging.streaming.chunks import Chunks, Run, across, by_rows, is_row_local
 from zeitgeist.merging.streaming.kernels import Rule
 from zeitgeist.merging.streaming.sources import OnDisk, Source, Stored
 from zeitgeist.merging.streaming.steps import Sink, Step
@@ -206,7 +206,7 @@ class Merger:
         """`merge_tensors` itself on whole rows, for methods that are never hot."""
         step = run.step
         stack = torch.from_numpy(self.chunks.load(run)).double()
-        shape = (-1, *step.shape[1:]) if is_row_local(step) else (-1,)
+        shape = step.shape if across(step) else (-1, step.columns) if is_row_local(step) else (-1,)
         base, experts = stack[-1].view(shape), [row.view(shape) for row in stack[:-1]]
         merged = merge_tensors(
             step.method,
@@ -214,6 +214,7 @@ class Merger:
             base=base if step.base else None,
             weights=step.weights if step.weights_given else None,
             name=step.name,
+            seed=self.chunks.seed,
             compat=step.compat,
             **{field.name: getattr(step.options, field.name) for field in fields(step.options)},
         )
@@ -281,7 +282,8 @@ def taken_as_is(step: Step) -> Source | None:
 
 
 def _by_reference(step: Step) -> bool:
-    return step.method == "nearswap" or getattr(step.options, "filter_wise", False) or by_rows(step)
+    rows = getattr(step.options, "filter_wise", False) or by_rows(step)
+    return step.method == "nearswap" or rows or across(step)
 
 
 def _copied(origin: Source, run: Run) -> Tensor:
