@@ -196,9 +196,8 @@ def _dry_run(wanted: Any, threads: int | None, json: bool) -> None:
     _print_check(report)
     print("\ntensor, method, weights, options")
     for row in plan.table():
-        name, method, weights, scale = (
-            row.pop(k) for k in ("tensor", "method", "weights", "scale")
-        )
+        told = [row.pop(key) for key in ("tensor", "method", "weights")]
+        scale = row.pop("scale")
         options = " ".join(f"{key.rstrip('_')}={value}" for key, value in row.items())
         lines = f" lines={scale:.4g}" if scale != 1 else ""
         print(*told, options + lines, sep="  ")
