@@ -257,16 +257,18 @@ def plan(
     threads
         Worker threads; default: all processors.
     output
-        HTML file for an interactive heat map (a .png or .svg beside it if that is the name).
+        Picture of it: an interactive .html, a .png or a .svg.
     json
         Print machine-readable rows.
     """
     from zeitgeist.merging import compare
 
+    if output is not None:
+        from zeitgeist.report.conflict_map import check_picture, write_conflict_map
+
+        check_picture(output)
     report = compare(_recipe(recipe, short), density=trim, threads=threads)
     if output is not None:
-        from zeitgeist.report.conflict_map import write_conflict_map
-
         write_conflict_map(report, output)
     if json:
         _print_json(report.rows())
