@@ -22,12 +22,11 @@ def report():
 
 
 def test_every_block_and_pair_is_drawn_in_the_order_of_the_model(report):
-    drawn = conflict_chart(report.rows()).to_dict()
-    heat, size = drawn["hconcat"]
-    assert [row["block"] for row in heat["data"]["values"]] == ["h.0", "h.1", "h.2", "h.10"]
-    assert {row["pair"] for row in heat["data"]["values"]} == {"a / b"}
-    assert heat["encoding"]["y"]["sort"] == ["h.0", "h.1", "h.2", "h.10"]
-    assert {row["value"] for row in size["data"]["values"]} == {0.25, 0.125}
+    heat, size = conflict_chart(report.rows()).hconcat
+    assert [row["block"] for row in heat.data.values] == ["h.0", "h.1", "h.2", "h.10"]
+    assert {row["pair"] for row in heat.data.values} == {"a / b"}
+    assert heat.to_dict()["encoding"]["y"]["sort"] == ["h.0", "h.1", "h.2", "h.10"]
+    assert {row["value"] for row in size.data.values} == {0.25, 0.125}
 
 
 def test_page_asks_for_nothing_outside(report, tmp_path):

@@ -73,8 +73,8 @@ def conflict_chart(rows: Sequence[dict[str, Any]]) -> alt.HConcatChart:
         )
         .properties(height=height, width=220)
     )
-    both: alt.HConcatChart = heat | size
-    return both.resolve_scale(color="independent", shape="independent")
+    both: alt.HConcatChart = (heat | size).resolve_scale(color="independent", shape="independent")
+    return both
 
 
 def write_conflict_map(report: ConflictReport, out: Path, *, overwrite: bool = False) -> None:
