@@ -1,34 +1,38 @@
 PYTHON ?= python3
 VENV ?= .venv
-BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+BIN := $(abspath $(VENV))/bin
+CORES := $(shell $(PYTHON) -c 'import os; print(min(4, os.cpu_count() or 1))')
 
 .PHONY: demo test bench lint clean
 .DEFAULT_GOAL := test
 
-# One environment for every target, from the exact versions of constraints.txt. It is made anew
-# only when a dependency changes.
-$(STAMP): pyproject.toml constraints.txt
+# One environment for every target, from the exact versions of constraints.txt; a target adds what
+# it needs, again only when the dependencies change.
+$(VENV)/.made:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "zeitgeist needs Python 3.11 or newer")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --progress-bar on --constraint constraints.txt torch
-	$(BIN)/python -m pip install --progress-bar on --constraint constraints.txt --editable '.[test]'
 	touch $@
 
-demo: $(STAMP)
+$(VENV)/.demo $(VENV)/.test: $(VENV)/.%: $(VENV)/.made pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --constraint constraints.txt torch
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[$*]'
+	touch $@
+
+demo: $(VENV)/.demo
 	$(BIN)/zeitgeist demo --output demo --overwrite
 
-lint: $(STAMP)
+lint: $(VENV)/.test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/lint-imports
+	$(BIN)/lint-imports
 
+# The processes share the cores, so each runs one thread.
 test: lint
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --jaxtyping-packages=zeitgeist,beartype.beartype
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(CORES) --jaxtyping-packages=zeitgeist,beartype.beartype
 
-bench: $(STAMP)
+bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache demo
+	rm -rf $(VENV) demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
