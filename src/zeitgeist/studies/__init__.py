@@ -1,1 +1,1 @@
-"""studies"""
+"""Claims as experiments, one file per system."""

@@ -1,0 +1,269 @@
+"""Fine-tune a LoRA adapter on prompts with answers.
+
+A frozen weight W (out x in) gets an update of low rank,
+
+    W' = W + (alpha / r) B A,    A: r x in, B: out x r, B = 0 at the start,
+
+and only A and B learn. Hu, Shen, Wallis, Allen-Zhu, Li, Wang, Wang, Chen: "LoRA: Low-Rank
+Adaptation of Large Language Models", arXiv 2106.09685. On every linear layer of the blocks, as in
+Dettmers, Pagnoni, Holtzman, Zettlemoyer: "QLoRA", arXiv 2305.14314.
+
+peft holds the adapter, transformers' Trainer the loop, so that `accelerate launch` works.
+"""
+
+import random
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+from transformers import (
+    AutoModelForCausalLM,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from zeitgeist.errors import ExtraMissing, InputInvalid, OutputExists
+from zeitgeist.training.answers import Example, answer_logits, collate
+from zeitgeist.training.models import peft_warnings
+from zeitgeist.training.precision import best_device, best_dtype
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """How an adapter is trained.
+
+    Parameters
+    ----------
+    rank
+        r. 8 (LoRA paper, section 7.2: small ranks suffice).
+    alpha
+        The update is scaled by alpha / r. 16.
+    target_modules
+        Which layers, as peft takes it. ``"all-linear"``: all of the blocks (QLoRA).
+    steps
+        Optimiser steps.
+    batch_size
+        Sequences per step.
+    learning_rate
+        Peak of AdamW; linear warm-up, then linear to 0.
+    warmup_steps
+        Of them.
+    seed
+        Of A's start and of the order of examples.
+    """
+
+    rank: int = 8
+    alpha: int = 16
+    target_modules: str = "all-linear"
+    steps: int = 40
+    batch_size: int = 8
+    learning_rate: float = 1e-3
+    warmup_steps: int = 5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("rank", "alpha", "steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InputInvalid(f"{name} is {getattr(self, name)}", mend="give at least 1")
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """A finished adapter: where it is, the loss of every step, how long it took and on what."""
+
+    out: Path
+    losses: tuple[float, ...]
+    seconds: float
+    device: str
+    dtype: str
+
+
+def finetune_lora(
+    model_dir: Path,
+    examples: Sequence[Example],
+    out: Path,
+    *,
+    settings: LoraSettings | None = None,
+    base_reference: str = "",
+    pad: int = 0,
+    title: str = "fine-tune",
+    progress: bool | None = None,
+) -> Finetuned:
+    """Train a LoRA adapter and save it as a peft directory.
+
+    Parameters
+    ----------
+    model_dir
+        The base: a transformers directory.
+    examples
+        What to learn. Shuffled by the seed; repeated when the steps outlast them.
+    out
+        Directory to make, or an empty one. It is filled in one step, at the end.
+    settings
+        None: the defaults of `LoraSettings`.
+    base_reference
+        How the adapter's configuration names its base; empty: ``model_dir``.
+    pad
+        Token id to fill batches with. Any will do: padding is never learned.
+    title
+        Of the progress bar.
+    progress
+        Show a bar on stderr; None: when it is a terminal.
+
+    Returns
+    -------
+    Finetuned
+        With the loss of every step (nats per answer token).
+
+    Raises
+    ------
+    ExtraMissing
+        peft or accelerate is not installed.
+    InputInvalid
+        There is nothing to learn from.
+    OutputExists
+        ``out`` holds something.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> home = Path(tempfile.mkdtemp())
+    >>> shape = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, vocab_size=16,
+    ...              num_attention_heads=2, num_key_value_heads=1)
+    >>> LlamaForCausalLM(LlamaConfig(**shape)).save_pretrained(home / "base")
+    >>> done = finetune_lora(
+    ...     home / "base", [Example((1, 2), (3,))], home / "expert",
+    ...     settings=LoraSettings(rank=2, steps=2, batch_size=1), progress=False,
+    ... )
+    >>> len(done.losses), (done.out / "adapter_config.json").is_file()
+    (2, True)
+    """
+    chosen = settings or LoraSettings()
+    if not all(map(find_spec, ("peft", "accelerate"))):
+        raise ExtraMissing.named("training", "fine-tuning")
+    if not examples:
+        raise InputInvalid("there are no examples to learn from", mend="give at least one")
+    if out.exists() and any(out.iterdir()):
+        raise OutputExists(f"{str(out)!r} holds something already", mend="choose another name")
+    started = time.monotonic()
+    device = best_device()
+    dtype = best_dtype(device)
+    with _seeded(chosen.seed), TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as work:
+        model = _with_adapter(model_dir, chosen, dtype, base_reference or str(model_dir))
+        bar = tqdm(
+            total=chosen.steps,
+            desc=title,
+            unit="step",
+            disable=None if progress is None else not progress,
+        )
+        trainer = _AnswerTrainer(
+            model,
+            _arguments(chosen, Path(work) / "trainer", device),
+            train_dataset=list(examples),
+            data_collator=partial(collate, pad=pad),
+            callbacks=[_Bar(bar)],
+        )
+        # Without its own bar the Trainer prints every log line on stdout.
+        trainer.remove_callback(PrinterCallback)
+        with bar:
+            trainer.train()
+        losses = tuple(log["loss"] for log in trainer.state.log_history if "loss" in log)
+        if not np.isfinite(losses).all():
+            raise InputInvalid(
+                f"the loss became {losses[-1]} within {len(losses)} steps",
+                mend=f"lower the learning rate (now {chosen.learning_rate})",
+            )
+        adapter = Path(work) / "adapter"
+        # "auto" would ask the hub whether the base's vocabulary has changed.
+        model.save_pretrained(adapter, save_embedding_layers=False)
+        adapter.rename(out)
+    kind = str(dtype).removeprefix("torch.")
+    return Finetuned(out, losses, time.monotonic() - started, device.type, kind)
+
+
+class _AnswerTrainer(Trainer):
+    """The Trainer, learning answers only."""
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        logits, targets = answer_logits(model, inputs["input_ids"], inputs["predicts"])
+        return torch.nn.functional.cross_entropy(logits, targets)
+
+
+class _Bar(TrainerCallback):
+    def __init__(self, bar: "tqdm[Any]") -> None:
+        self.bar = bar
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.bar.update()
+
+    def on_log(self, *_: Any, logs: dict[str, Any] | None = None, **__: Any) -> None:
+        if logs and "loss" in logs:
+            self.bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
+
+
+def _with_adapter(model_dir: Path, settings: LoraSettings, dtype: torch.dtype, base: str) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype, local_files_only=True)
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        target_modules=settings.target_modules,
+    )
+    # The factors stay in float32 whatever the base is in: steps of AdamW would be lost in bfloat16.
+    with peft_warnings():
+        adapted = get_peft_model(model, config)
+    adapted.peft_config["default"].base_model_name_or_path = base
+    return adapted
+
+
+def _arguments(settings: LoraSettings, work: Path, device: torch.device) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(work),
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=settings.warmup_steps,
+        weight_decay=0.0,
+        seed=settings.seed,
+        logging_steps=1,
+        save_strategy="no",
+        report_to=[],
+        use_cpu=device.type == "cpu",
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        disable_tqdm=True,
+    )
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed the global generators that peft and the Trainer draw from, and put them back after."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - Trainer uses it
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002
