@@ -156,7 +156,7 @@ def _from_hub(name: str, progress: bool) -> Path:
         )
     except Exception as error:
         # The hub's errors have no common root, and those of its network library none at all.
-        raise _unreachable(reference, repository, revision, error) from error
+        raise unreachable(reference, repository, revision, error) from error
     path = Path(found)
     if not any(path.glob("*.safetensors")):
         raise ReferenceUnresolved(
@@ -167,9 +167,10 @@ def _from_hub(name: str, progress: bool) -> Path:
     return path
 
 
-def _unreachable(
+def unreachable(
     reference: str, repository: str, revision: str, error: Exception
 ) -> ReferenceUnresolved:
+    """One sentence for each way in which the hub says no."""
     page = f"https://huggingface.co/{repository}"
     # GatedRepoError is a RepositoryNotFoundError, so it comes first; the order matters.
     if isinstance(error, GatedRepoError):

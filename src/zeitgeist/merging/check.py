@@ -81,11 +81,14 @@ def check(
             origin=first.origin,
             mend="run zeitgeist merge; it checks shapes and bases before it writes",
         )
-    plan = plan_recipe(first)
+    plan = plan_recipe(first, headers_only=True)
+    unread = [r for r, model in plan.models.items() if not model.has_values]
     kinship = tuple(
         _kinship(plan.models[first.base_model], model)
         for reference, model in plan.models.items()
-        if first.base_model is not None and reference != first.base_model
+        if first.base_model is not None
+        and reference != first.base_model
+        and not {reference, first.base_model} & set(unread)
     )
     strangers = [
         f"{k.model!r} does not look like a fine-tune of {first.base_model!r}: its distance is "
@@ -102,7 +105,11 @@ def check(
         plan.bytes_written,
         plan.peak_bytes(threads),
         kinship,
-        (*strangers, *plan.notes),
+        (
+            *strangers,
+            *(f"only the headers of {r!r} were read: it is not on this machine" for r in unread),
+            *plan.notes,
+        ),
     )
     return report, plan
 

@@ -18,8 +18,9 @@ from zeitgeist.checkpoints import (
     open_checkpoint,
     resolve,
 )
+from zeitgeist.checkpoints.remote import RemoteCheckpoint, is_remote_adapter, open_headers
 from zeitgeist.errors import CheckpointInvalid, InputInvalid
-from zeitgeist.merging.recipes.model_names import split_adapter
+from zeitgeist.merging.recipes.model_names import model_name, split_adapter
 from zeitgeist.merging.streaming.sources import Applied, LowRank, OnDisk, Source, Stored, Unchanged
 
 
@@ -36,6 +37,11 @@ class Model:
         """Every tensor by name; a tied head counts under both of its names."""
         own = self.checkpoint.specs
         return {**own, **{alias: own[name] for alias, name in self.checkpoint.tied.items()}}
+
+    @property
+    def has_values(self) -> bool:
+        """Whether the weights are here, and not just their headers."""
+        return not isinstance(self.checkpoint, RemoteCheckpoint)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -92,9 +98,15 @@ class Model:
 
 
 def open_models(
-    references: tuple[str, ...], base: str | None, *, progress: bool = True
+    references: tuple[str, ...],
+    base: str | None,
+    *,
+    headers_only: bool = False,
+    progress: bool = True,
 ) -> dict[str, Model]:
     """Open every model of a recipe from its headers.
+
+    With ``headers_only`` the weights of models on the hub are not downloaded.
 
     An adapter is laid over the model it was trained on: the recipe's base if there is one, else
     what the adapter itself names.
@@ -109,28 +121,33 @@ def open_models(
     opened: dict[Path, Checkpoint] = {}
 
     def checkpoint(reference: str) -> Checkpoint:
-        path = resolve(reference, progress=progress).resolve()
-        if path not in opened:
-            opened[path] = open_checkpoint(path)
-        return opened[path]
+        if headers_only and reference.startswith("hub:"):
+            found = open_headers(reference)
+        else:
+            found = open_checkpoint(resolve(reference, progress=progress).resolve())
+        return opened.setdefault(found.path, found)
+
+    def alone(name: str) -> bool:
+        if headers_only and name.startswith("hub:"):
+            return is_remote_adapter(name)
+        return is_adapter(resolve(name, progress=progress))
 
     def model(reference: str) -> Model:
         name, lora = split_adapter(reference)
-        path = resolve(name, progress=progress)
-        if lora is None and is_adapter(path):
+        if lora is None and alone(name):
             if reference == base:
                 raise InputInvalid(
                     f"the base {reference!r} is an adapter",
                     mend="give the model it was trained on as the base",
                 )
-            adapter = open_adapter(path)
+            adapter = open_adapter(resolve(name, progress=progress))
             below = split_adapter(base)[0] if base is not None else adapter.base
             if below is None:
                 raise InputInvalid(
                     f"the adapter {reference!r} does not say which model it belongs to",
                     mend="name that model as base_model (--base)",
                 )
-            return Model(reference, checkpoint(below), adapter)
+            return Model(reference, checkpoint(model_name(below)), adapter)
         if lora is None:
             return Model(reference, checkpoint(name))
         return Model(reference, checkpoint(name), open_adapter(resolve(lora, progress=progress)))

@@ -248,8 +248,13 @@ def _merge_one(recipe: Recipe, out: Path, overwrite: bool, options: _Options) ->
     )
 
 
-def plan_recipe(recipe: Recipe, *, progress: bool | None = None) -> Plan:
-    """Open the models of a recipe and decide every output tensor, from headers alone."""
+def plan_recipe(
+    recipe: Recipe, *, headers_only: bool = False, progress: bool | None = None
+) -> Plan:
+    """Open the models of a recipe and decide every output tensor, from headers alone.
+
+    With ``headers_only`` models on the hub are not even downloaded.
+    """
     if recipe.method == "lines" and recipe.lines is None:
         raise RecipeInvalid(
             "the method lines has no strengths",
@@ -262,7 +267,12 @@ def plan_recipe(recipe: Recipe, *, progress: bool | None = None) -> Plan:
             origin=recipe.origin,
             mend="add base_model",
         )
-    models = open_models(recipe.references(), recipe.base_model, progress=progress is not False)
+    models = open_models(
+        recipe.references(),
+        recipe.base_model,
+        headers_only=headers_only,
+        progress=progress is not False,
+    )
     return plan_models(recipe, models)
 
 
