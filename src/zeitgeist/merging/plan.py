@@ -416,7 +416,8 @@ class _Planner:
             if other.reference in alignment.rows and name in other.specs
         }
         fill = fill_rows(alignment, model.reference, matrices)
-        return Gathered(matrices[model.reference], alignment.rows[model.reference], fill)
+        file = str(model.checkpoint.location(name)[0])
+        return Gathered(matrices[model.reference], alignment.rows[model.reference], fill, file)
 
     def _report_missing(self) -> None:
         if not self.missing:

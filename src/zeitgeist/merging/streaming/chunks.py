@@ -13,7 +13,7 @@ from tqdm import tqdm
 from zeitgeist.merging.randomness import uniforms
 from zeitgeist.merging.sparsify import check_window
 from zeitgeist.merging.streaming.kernels import BLOCK, Rule
-from zeitgeist.merging.streaming.sources import working_dtype
+from zeitgeist.merging.streaming.sources import check_finite, working_dtype
 from zeitgeist.merging.streaming.steps import Step
 
 CHUNK = 1 << 17  # entries; the float32 chunks of a base and three experts fit second-level cache
@@ -121,6 +121,11 @@ class Chunks:
         """The experts' entries and behind them the base's (zeros without one), in one buffer.
 
         The buffer belongs to the thread and is filled again by its next load.
+
+        Raises
+        ------
+        CheckpointInvalid
+            An input holds NaN or infinity.
         """
         step, size = run.step, run.stop - run.start
         sources = [*step.experts, *([step.base] if step.base else [])]
@@ -134,7 +139,11 @@ class Chunks:
             source.read(run.start, run.stop, row)
         if step.base is None:
             stack[-1].zero_()
-        return stack.numpy()
+        loaded = stack.numpy()
+        if not np.isfinite(loaded).all():  # one sweep while the chunk is in cache
+            for row, source in zip(loaded, sources, strict=False):
+                check_finite(source, row, step.name)
+        return loaded
 
     def chance(
         self, run: Run, rule: Rule, stack: Shaped[np.ndarray, "rows entries"]

@@ -14,13 +14,15 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from zeitgeist.errors import InputInvalid
 from zeitgeist.merging import interpolation
+from zeitgeist.merging.methods import METHODS
 from zeitgeist.merging.rounding import round_once
 from zeitgeist.merging.sparsify import band_ranks, selected_count
 from zeitgeist.merging.streaming import kernels, statistics
 from zeitgeist.merging.streaming.chunks import Chunks, Run, across, by_rows, is_row_local
 from zeitgeist.merging.streaming.kernels import Rule
-from zeitgeist.merging.streaming.sources import OnDisk, Source, Stored
+from zeitgeist.merging.streaming.sources import OnDisk, Source, Stored, check_finite
 from zeitgeist.merging.streaming.steps import Sink, Step
 from zeitgeist.merging.tensors import SCE_TOO_SMALL, merge_tensors
 
@@ -168,7 +170,7 @@ class Merger:
             def merged(run: Run) -> Tensor:
                 stack, out = self.chunks.load(run), _blank(run)
                 kernels.merge(stack, rule, *self.chunks.chance(run, rule, stack), out)
-                return _typed(out, step.dtype)
+                return _typed(out, step)
 
             return merged
         coefficients = self.coefficients(step)
@@ -176,7 +178,7 @@ class Merger:
         def combined(run: Run) -> Tensor:
             out = _blank(run)
             kernels.combine(self.chunks.load(run), coefficients, out)
-            return _typed(out, step.dtype)
+            return _typed(out, step)
 
         return combined
 
@@ -220,7 +222,7 @@ class Merger:
         )
         if step.scale != 1.0:
             merged = base + step.scale * (merged - base)
-        return round_once(merged.flatten(), step.dtype)
+        return _in_range(step, round_once(merged.flatten(), step.dtype))
 
 
 def first_rule(step: Step) -> Rule:
@@ -287,25 +289,42 @@ def _by_reference(step: Step) -> bool:
 
 
 def _copied(origin: Source, run: Run) -> Tensor:
-    dtype = run.step.dtype
+    """A run of one input; checked where it is the result of a merge and not a plain copy."""
+    step, dtype = run.step, run.step.dtype
+    merged = step.options is not None and METHODS[step.method].family != "copy"
     held = origin.dtype if isinstance(origin, OnDisk) else None
     if isinstance(origin, Stored):
         held = origin.flat.dtype
     if held == dtype:
         same = torch.empty(run.stop - run.start, dtype=dtype)
         origin.read(run.start, run.stop, same)
+        if merged and not bool(torch.isfinite(same).all()):
+            check_finite(origin, same.double().numpy(), step.name)
         return same
     values = torch.empty(run.stop - run.start, dtype=torch.float64)
     origin.read(run.start, run.stop, values)
-    return round_once(values, dtype)
+    if merged:
+        check_finite(origin, values.numpy(), step.name)
+    return _in_range(step, round_once(values, dtype))
 
 
 def _blank(run: Run) -> np.ndarray:
     return np.empty(run.stop - run.start, _KERNEL_DTYPE[run.step.dtype])
 
 
-def _typed(out: np.ndarray, dtype: torch.dtype) -> Tensor:
-    if dtype == torch.float16:
-        out = out.astype(np.float16)
+def _typed(out: np.ndarray, step: Step) -> Tensor:
+    if step.dtype == torch.float16:
+        with np.errstate(over="ignore"):  # looked at right below
+            out = out.astype(np.float16)
     values = torch.from_numpy(out)
-    return values.view(dtype) if dtype == torch.bfloat16 else values
+    return values.view(step.dtype) if step.dtype == torch.bfloat16 else _in_range(step, values)
+
+
+def _in_range(step: Step, values: Tensor) -> Tensor:
+    """The values, if they are finite: float16 ends at 65504, which weights can reach."""
+    if values.dtype == torch.float16 and not bool(torch.isfinite(values).all()):
+        raise InputInvalid(
+            f"merged, {step.name!r} has values beyond 65504, the largest of float16",
+            mend="set out_dtype: bfloat16 (--dtype bfloat16)",
+        )
+    return values

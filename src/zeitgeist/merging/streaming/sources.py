@@ -8,12 +8,15 @@ gathered row by row.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Int64, Shaped
 from torch import Tensor
+
+from zeitgeist.errors import CheckpointInvalid
 
 
 @runtime_checkable
@@ -38,6 +41,9 @@ class Readable(Protocol):
 
     def read(self, name: str, start: int, out: Tensor) -> None:
         """Fill ``out`` with the entries from ``start`` on."""
+
+    def location(self, name: str) -> tuple[Path, int, int]:
+        """The file of a tensor, and where in it the tensor starts and stops."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +82,14 @@ class Stored:
 class Gathered:
     """The rows of a stored matrix in another order: row r is ``rows[r]`` of the matrix.
 
-    A row of -1 has no origin here and is read from ``fill``: row r there.
+    A row of -1 has no origin here and is read from ``fill``: row r there. ``file`` is where the
+    matrix lies, for errors.
     """
 
     matrix: Shaped[Tensor, "old columns"]
     rows: Int64[np.ndarray, " new"]
     fill: dict[int, Tensor] = field(default_factory=dict)
+    file: str = ""
     is_delta: bool = False
 
     @property
@@ -140,6 +148,32 @@ class Applied:
         update = torch.empty_like(out)
         self.update.read(start, stop, update)
         out += update
+
+
+def origin_of(source: Source) -> str:
+    """The file that a source is read from, as far as it is one."""
+    if isinstance(source, Applied):
+        return origin_of(source.base)
+    if isinstance(source, OnDisk):
+        return str(source.checkpoint.location(source.name)[0])
+    return source.file if isinstance(source, Gathered) else ""
+
+
+def check_finite(source: Source, values: Shaped[np.ndarray, " entries"], name: str) -> None:
+    """Refuse NaN and infinity: a trim would drop them in silence, a norm would spread them.
+
+    Raises
+    ------
+    CheckpointInvalid
+        Names the tensor and its file.
+    """
+    if not np.isfinite(values).all():
+        what = source.name if isinstance(source, OnDisk) else name
+        raise CheckpointInvalid(
+            f"the tensor {what!r} holds NaN or infinity",
+            origin=origin_of(source),
+            mend="the training that made it diverged, or the file is damaged; use another one",
+        )
 
 
 def working_dtype(sources: Sequence[Source]) -> torch.dtype:
