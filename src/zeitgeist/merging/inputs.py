@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from jaxtyping import Shaped
 from torch import Tensor
 from xxhash import xxh3_128
@@ -32,11 +34,36 @@ class Model:
     checkpoint: Checkpoint
     adapter: Adapter | None = None
 
-    @property
+    @cached_property
     def specs(self) -> Mapping[str, TensorSpec]:
         """Every tensor by name; a tied head counts under both of its names."""
         own = self.checkpoint.specs
-        return {**own, **{alias: own[name] for alias, name in self.checkpoint.tied.items()}}
+        named = {**own, **{alias: own[name] for alias, name in self.checkpoint.tied.items()}}
+        for name in self.adapter.extra if self.adapter is not None else ():
+            values = self.stored(name)
+            dtype = named[name].dtype if name in named else values.dtype
+            named[name] = TensorSpec(name, dtype, tuple(values.shape))
+        return named
+
+    @cached_property
+    def apart(self) -> frozenset[str]:
+        """The tied names that are tensors of their own here, because the adapter changes them."""
+        adapter = self.adapter
+        if adapter is None:
+            return frozenset()
+        return frozenset(
+            alias
+            for alias, name in self.checkpoint.tied.items()
+            if alias.removesuffix(".weight") in adapter.modules
+            # PEFT may save an unchanged head along
+            or (alias in adapter.extra and not torch.equal(self.stored(alias), self.stored(name)))
+        )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tensors that are stored once each, in the order of the file."""
+        tied = self.checkpoint.tied
+        return tuple(name for name in self.specs if name not in tied or name in self.apart)
 
     @property
     def has_values(self) -> bool:
@@ -50,34 +77,43 @@ class Model:
 
     def stored(self, name: str) -> Shaped[Tensor, "..."]:
         """The tensor as it lies on disk, before any low-rank update."""
-        if self.adapter is not None and name in self.adapter.extra:
-            return self.adapter.replacement(name)
+        if self.adapter is not None and self._called(name) in self.adapter.extra:
+            return self.adapter.replacement(self._called(name))
         return self.checkpoint.tensor(name)
 
     def source(self, name: str) -> Source:
         """The whole tensor, with the adapter's update added."""
-        if self.adapter is not None and name in self.adapter.extra:
-            return Stored(self.adapter.replacement(name).flatten())
-        held, update = OnDisk(self.checkpoint, name, self.specs[name].dtype), self._update(name)
+        held: Source = OnDisk(self.checkpoint, name, self.specs[name].dtype)
+        if self.adapter is not None and self._called(name) in self.adapter.extra:
+            held = Stored(self.stored(name).flatten())
+        update = self._update(name)
         return held if update is None else Applied(held, update)
 
     def expert(self, name: str, base: "Model | None") -> Source:
         """The tensor, or just its update where the adapter sits on that very base."""
         if self.adapter is None or base is None or base.adapter is not None:
             return self.source(name)
-        if base.checkpoint.path != self.checkpoint.path or name in self.adapter.extra:
+        replaced = self._called(name) in self.adapter.extra
+        if base.checkpoint.path != self.checkpoint.path or replaced:
             return self.source(name)
         return self._update(name) or Unchanged()
 
     def changes(self, name: str) -> bool:
         """Whether the adapter touches this tensor."""
-        return self.adapter is not None and (
-            name in self.adapter.extra or self._update(name) is not None
-        )
+        if self.adapter is None:
+            return False
+        return self._called(name) in self.adapter.extra or self._update(name) is not None
+
+    def _called(self, name: str) -> str:
+        """What the adapter calls a tensor: a tied head may have a name of its own there."""
+        adapter = self.adapter
+        if adapter is None or name in adapter.extra:
+            return name
+        own = name.removesuffix(".weight") in adapter.modules
+        return name if own else self.checkpoint.tied.get(name, name)
 
     def _update(self, name: str) -> LowRank | None:
-        name = self.checkpoint.tied.get(name, name)
-        module = name.removesuffix(".weight")
+        module = self._called(name).removesuffix(".weight")
         if self.adapter is None or module not in self.adapter.modules:
             return None
         factors = self.adapter.factors(module)

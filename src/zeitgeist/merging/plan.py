@@ -16,7 +16,8 @@ from zeitgeist.errors import CheckpointInvalid, InputInvalid, RecipeInvalid
 from zeitgeist.merging.blocks import BlockStack, detect_blocks
 from zeitgeist.merging.inputs import Model
 from zeitgeist.merging.lines import is_behind
-from zeitgeist.merging.methods import METHODS, make_options
+from zeitgeist.merging.methods import METHODS, check_weights, make_options
+from zeitgeist.merging.recipes.method_parameters import experts_of
 from zeitgeist.merging.recipes.recipe import Recipe, Slice
 from zeitgeist.merging.streaming.chunks import CHUNK
 from zeitgeist.merging.streaming.merger import taken_as_is
@@ -80,10 +81,16 @@ class Plan:
         ]
 
     def scaled(self, scales: Mapping[str, float]) -> "Plan":
-        """The same plan with every update multiplied by its scale."""
+        """The same plan with every update multiplied by its scale.
+
+        What the base does not have is no update and stays at full strength.
+        """
         return replace(
             self,
-            steps=tuple(replace(s, scale=scales.get(s.name, s.scale)) for s in self.steps),
+            steps=tuple(
+                replace(s, scale=scales.get(s.name, s.scale)) if s.base is not None else s
+                for s in self.steps
+            ),
         )
 
 
@@ -158,7 +165,7 @@ class _Planner:
         ]
         steps = [step for part in parts for step in self._module(*part)]
         covered = {name for _, names, _ in parts for name in names}
-        outside = [name for name in self.origin.checkpoint.specs if name not in covered]
+        outside = [name for name in self.origin.names if name not in covered]
         if outside:
             self.notes.append(f"{len(outside)} tensors outside the modules are the base's")
         steps += [self._copy(name, self.origin) for name in outside]
@@ -180,18 +187,9 @@ class _Planner:
     def _named(self, module: str) -> Iterator[str]:
         """The tensors of a module over all models, in the order of the origin's file."""
         names = dict.fromkeys(
-            name
-            for model in [self.origin, *self.models.values()]
-            for name in (*model.checkpoint.specs, *model.checkpoint.tied)
+            name for model in [self.origin, *self.models.values()] for name in model.names
         )
-        tied = {alias for model in self.models.values() for alias in model.checkpoint.tied}
-        stored = {name for model in self.models.values() for name in model.checkpoint.specs}
-        chosen = [
-            name
-            for name in names
-            if (name in stored or name not in tied)
-            and (not module or f".{name}".find(f".{module}.") >= 0)
-        ]
+        chosen = [name for name in names if not module or f".{name}".find(f".{module}.") >= 0]
         if not chosen:
             roots = sorted({".".join(name.split(".")[:2]) for name in names})
             raise RecipeInvalid(
@@ -228,7 +226,7 @@ class _Planner:
                 yield from self._tensor(name, module, part, 0.0, {})
 
     def _layers(self, stack: BlockStack, module: str, slices: Sequence[Slice]) -> Iterator[Step]:
-        kept: list[int] = []
+        kept: list[tuple[Model, int]] = []
         for part in slices:
             ranges = {source.model: source.layer_range for source in part.sources}
             lead = part.sources[0].model
@@ -243,21 +241,23 @@ class _Planner:
                     )
             for offset in range(stop - start):
                 number, length = len(kept), stop - start
-                kept.append(start + offset)
+                kept.append((self.models[lead], start + offset))
                 where = {
                     model: f"{stack.prefix}.{low + offset}."
                     for model, (low, _) in ((m, r) for m, r in ranges.items() if r is not None)
                 }
-                own = where[lead]
                 t = offset / (length - 1) if length > 1 else 1.0  # as mergekit does
-                for name in self.models[lead].specs:
-                    if name.startswith(own):
-                        suffix = name.removeprefix(own)
-                        at = {model: prefix + suffix for model, prefix in where.items()}
-                        out = f"{stack.prefix}.{number}.{suffix}"
-                        yield from self._tensor(out, module, part, t, at)
-        self.config_changes["num_hidden_layers"] = len(kept)
-        self.config_changes["layers kept"] = kept
+                suffixes = dict.fromkeys(
+                    name.removeprefix(prefix)
+                    for model, prefix in [(lead, where[lead]), *where.items()]
+                    for name in self.models[model].specs
+                    if name.startswith(prefix)
+                )
+                for suffix in suffixes:
+                    at = {model: prefix + suffix for model, prefix in where.items()}
+                    out = f"{stack.prefix}.{number}.{suffix}"
+                    yield from self._tensor(out, module, part, t, at)
+        self.config_changes |= _layer_settings(kept) | {"num_hidden_layers": len(kept)}
 
     def _main_stack(self, stacks: Sequence[BlockStack]) -> BlockStack:
         if not stacks:
@@ -286,14 +286,19 @@ class _Planner:
             self.missing[name] = lacking + ([] if based or base is None else [base.reference])
             if recipe.missing != "keep":
                 return
-            if not have or not based:
+            fewest, _ = experts_of(recipe.method, based=base is not None)
+            if len(have) < fewest or not based:
                 owner = self.models[sources[have[0]].model] if have else base
                 assert owner is not None
                 yield self._copy(name, owner, local[have[0]] if have else base_name)
                 return
         models = [self.models[sources[i].model] for i in have]
         names = [local[i] for i in have]
-        wanted = [*zip(models, names, strict=True), *([(base, base_name)] if base else [])]
+        if base is not None and base_name is not None:
+            start: tuple[Model, str] | None = (base, base_name)
+        else:
+            start = self._start(part, name, at)
+        wanted = [*zip(models, names, strict=True), *([start] if start else [])]
         shape = self._shape(name, wanted)
         lead, lead_name = (base, base_name) if base else (models[0], names[0])
         stored = lead.specs[lead_name].dtype  # type: ignore[index]
@@ -327,11 +332,14 @@ class _Planner:
                 filled = [default if value is None else value for value in found]
                 values[word] = filled[0] if len(set(filled)) == 1 else filled
         options = make_options(recipe.method, values, compat=recipe.compat)
+        check_weights(recipe.method, options, weights, compat=recipe.compat)
         experts = [self._source(m, n, base) for m, n in zip(models, names, strict=True)]
-        below = None if base is None or base_name is None else self._whole(base, base_name)
-        if recipe.method == "slerp" and below is not None:
-            experts, below = [below, *experts], None
+        below = None if start is None else self._whole(*start)
+        if recipe.method == "slerp" and base is not None and below is not None:
+            experts = [below, *experts]
             weights = [1.0] * len(experts)
+        if recipe.lines is None and (recipe.method == "slerp" or base is None):
+            below = None
         yield Step(
             name=name,
             shape=shape,
@@ -345,6 +353,20 @@ class _Planner:
             weights_given=given,
             compat=recipe.compat,
         )
+
+    def _start(self, part: Slice, name: str, at: Mapping[str, str]) -> tuple[Model, str] | None:
+        """Where LiNeS scales the update from, for a method that looks at no base itself."""
+        reference = self.recipe.base_of(part)
+        if self.recipe.lines is None or reference is None:
+            return None
+        if at and reference not in at:
+            raise RecipeInvalid(
+                f"LiNeS scales the update from {reference!r}, which is no source of this slice",
+                origin=self.recipe.origin,
+                mend="leave out lines:, or merge whole models",
+            )
+        model, stored_as = self.models[reference], at.get(reference, name)
+        return (model, stored_as) if stored_as in model.specs else None
 
     @property
     def _defaults(self) -> Any:
@@ -462,10 +484,7 @@ class _Planner:
         if text is not config:
             key = next(k for k, v in config.items() if v is text)
             text = config[key] = {**text}
-        kept = self.config_changes.pop("layers kept", None)
         text.update(self.config_changes)
-        if kept is not None and isinstance(types := text.get("layer_types"), list):
-            text["layer_types"] = [types[i] for i in kept]
         floating = [step.dtype for step in steps if step.dtype.is_floating_point]
         name = str(max(floating, key=floating.count)).removeprefix("torch.")
         config["torch_dtype" if "torch_dtype" in config else "dtype"] = name
@@ -473,6 +492,21 @@ class _Planner:
             text["tie_word_embeddings"] = False
             config["tie_word_embeddings"] = False
         return apply_changes(config, self.vocabulary_changes)
+
+
+def _layer_settings(kept: Sequence[tuple[Model, int]]) -> dict[str, Any]:
+    """What a configuration lists layer by layer (``layer_types``), for the layers of the output."""
+    told = [_text_config(model.config) for model, _ in kept]
+    depths = [config.get("num_hidden_layers") for config in told]
+    return {
+        key: [config[key][i] for config, (_, i) in zip(told, kept, strict=True)]
+        for key in told[0]
+        if "layer" in key
+        and all(
+            isinstance(config.get(key), list) and len(config[key]) == depth
+            for config, depth in zip(told, depths, strict=True)
+        )
+    }
 
 
 def vocabulary_height(model: Model) -> int:
