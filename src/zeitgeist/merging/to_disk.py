@@ -4,8 +4,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from zeitgeist.merging.plan import Plan, make_plan, vocabulary_height
 from zeitgeist.merging.recipes.method_parameters import ADAPTER_METHODS
 from zeitgeist.merging.recipes.model_names import split_adapter
 from zeitgeist.merging.recipes.recipe import Recipe, load_recipes, parse_recipe
+from zeitgeist.merging.stages import intermediate, with_places
 from zeitgeist.merging.streaming.chunks import Chunks
 from zeitgeist.merging.streaming.merger import Merger
 from zeitgeist.merging.tokenizers import (
@@ -134,15 +134,23 @@ def merge(
     16
     """
     out = Path(out)
+    if shard_bytes < 1:
+        raise InputInvalid(f"shard_bytes is {shard_bytes}", mend="give at least 1")
     recipes = read_recipes(recipe)
-    check_output(out, overwrite=overwrite, inputs=_local_inputs(recipes))
+    references = _references(recipes)
+    check_output(out, overwrite=overwrite, inputs=local_paths(references))
+    if len(recipes) > 1:  # a name that only a later recipe mentions is found now, not after hours
+        for reference in references:
+            resolve(reference, progress=progress is not False)
     options = _Options(
         threads=worker_threads(threads), resume=resume, shard_bytes=shard_bytes, progress=progress
     )
-    with _intermediate(recipes, out) as places:
+    with intermediate(recipes, out) as places:
         for earlier in recipes[:-1]:
-            _merge_one(_placed(earlier, places), places[earlier.name or ""], True, options)
-        return _merge_one(_placed(recipes[-1], places), out, overwrite, options)
+            stage = replace(options, resume=False)  # its place is new in every run
+            _merge_one(earlier, places[earlier.name or ""], True, stage, places)
+        last = replace(recipes[-1], text="---\n".join(one.text for one in recipes))
+        return _merge_one(last, out, overwrite, options, places)
 
 
 @dataclass(frozen=True)
@@ -170,72 +178,42 @@ def worker_threads(asked: int | None) -> int:
     return asked or usable or 1
 
 
-def _local_inputs(recipes: Sequence[Recipe]) -> list[Path]:
+def _references(recipes: Sequence[Recipe]) -> list[str]:
+    """Every model and adapter that is not the result of an earlier recipe."""
     named = {recipe.name for recipe in recipes}
-    references = {r for recipe in recipes for r in recipe.references()} - named
-    return [Path(r) for r in sorted(map(str, references)) if Path(r).exists()]
+    composed = {r for recipe in recipes for r in recipe.references()}
+    return sorted({part for r in composed for part in split_adapter(r) if part} - named)
 
 
-@contextmanager
-def _intermediate(recipes: Sequence[Recipe], out: Path) -> Iterator[dict[str, Path]]:
-    """A place for the results of all documents but the last, gone afterwards."""
-    if len(recipes) == 1:
-        yield {}
-        return
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.stages.") as folder:
-        yield {r.name or "": Path(folder) / f"stage{i}" for i, r in enumerate(recipes[:-1])}
+def local_paths(references: Iterable[str | Path]) -> list[Path]:
+    """Those of the references that are files or directories here."""
+    paths = [Path(reference).expanduser() for reference in references]
+    return [path for path in paths if path.exists()]
 
 
-def _placed(recipe: Recipe, places: Mapping[str, Path]) -> Recipe:
-    """The recipe with the names of earlier documents replaced by where their results lie."""
-
-    def at(reference: str | None) -> str | None:
-        if reference is None:
-            return None
-        name, adapter = split_adapter(reference)
-        placed = str(places[name]) if name in places else name
-        return f"{placed}+{adapter}" if adapter else placed
-
-    if not places:
-        return recipe
-    return replace(
-        recipe,
-        base_model=at(recipe.base_model),
-        modules={
-            module: tuple(
-                replace(
-                    part,
-                    base_model=at(part.base_model),
-                    sources=tuple(replace(s, model=at(s.model) or "") for s in part.sources),
-                )
-                for part in slices
-            )
-            for module, slices in recipe.modules.items()
-        },
-    )
-
-
-def _merge_one(recipe: Recipe, out: Path, overwrite: bool, options: _Options) -> MergeReport:
+def _merge_one(
+    recipe: Recipe, out: Path, overwrite: bool, options: _Options, places: Mapping[str, Path]
+) -> MergeReport:
     started = time.monotonic()
+    placed = with_places(recipe, places)
     if recipe.method in ADAPTER_METHODS:
-        return _merge_adapters(recipe, out, overwrite, started)
-    plan = plan_recipe(recipe, progress=options.progress)
+        return _merge_adapters(placed, out, overwrite, options, started)
+    plan = plan_recipe(placed, progress=options.progress)
+    named = {str(path): name for name, path in places.items()}
     with Chunks(seed=recipe.seed, threads=options.threads, progress=options.progress) as chunks:
         plan, strengths = with_lines(plan, chunks)
-        shown = options.progress is not False
-        hashes = {r: m.fingerprint(progress=shown) for r, m in plan.models.items()}
+        inputs = _inputs(plan, named, progress=options.progress is not False)
         writer = CheckpointWriter(
             out,
             plan.specs,
             shard_bytes=options.shard_bytes,
             overwrite=overwrite,
             resume=options.resume,
-            inputs=[model.path for model in plan.models.values()],
-            fingerprint=f"{hashes} {recipe.text} {recipe}",
+            inputs=[path for m in plan.models.values() for path in (m.path, m.checkpoint.path)],
+            fingerprint=f"{inputs} {recipe}",
         )
         with writer:
-            _write_sidecars(writer, plan, hashes)
+            _write_sidecars(writer, plan, inputs)
             Merger(plan.steps, chunks).run(writer)
     return MergeReport(
         out,
@@ -246,6 +224,29 @@ def _merge_one(recipe: Recipe, out: Path, overwrite: bool, options: _Options) ->
         *strengths,
         notes=plan.notes,
     )
+
+
+def _inputs(plan: Plan, named: Mapping[str, str], *, progress: bool) -> list[dict[str, Any]]:
+    """Every input for the model card, with hashes of all weights that went into the result.
+
+    ``named`` has the names of earlier results by the place where they lie.
+    """
+    models = plan.models.items()
+    listed = {model.checkpoint.path for _, model in models if model.adapter is None}
+    inputs = []
+    for reference, model in models:
+        below, adapter = split_adapter(reference)
+        below = named.get(below, below)
+        role = "base" if reference == plan.recipe.base_model else "expert"
+        hashes = model.fingerprint(progress=progress)
+        entry = {"reference": adapter or below, "role": role, "hashes": hashes}
+        inputs.append(entry | ({"role": f"{role}, on {below}"} if adapter else {}))
+        if model.checkpoint.path not in listed:
+            listed.add(model.checkpoint.path)
+            place = below if adapter else str(model.checkpoint.path)
+            hashes = model.checkpoint.fingerprint(progress=progress)
+            inputs.append({"reference": place, "role": "below an adapter", "hashes": hashes})
+    return inputs
 
 
 def plan_recipe(
@@ -338,7 +339,7 @@ def with_lines(plan: Plan, chunks: Chunks) -> tuple[Plan, tuple[float | None, fl
 
 
 def _write_sidecars(
-    writer: CheckpointWriter, plan: Plan, hashes: Mapping[str, Mapping[str, str]]
+    writer: CheckpointWriter, plan: Plan, inputs: Sequence[Mapping[str, Any]]
 ) -> None:
     recipe, origin = plan.recipe, plan.origin.checkpoint
     renewed = recipe.tokenizer is not None or recipe.chat_template is not None
@@ -353,14 +354,7 @@ def _write_sidecars(
         model_card(
             title=writer.out.name,
             method=recipe.method,
-            inputs=[
-                {
-                    "reference": reference,
-                    "role": "base" if reference == recipe.base_model else "expert",
-                    "hashes": hashes[reference],
-                }
-                for reference in plan.models
-            ],
+            inputs=inputs,
             recipe=recipe.text or yaml.safe_dump({"merge_method": recipe.method}),
             versions=versions(),
             notes=plan.notes,
@@ -385,7 +379,9 @@ def _write_tokenizer(writer: CheckpointWriter, plan: Plan) -> None:
         writer.text("generation_config.json", json.dumps(changed, indent=2) + "\n")
 
 
-def _merge_adapters(recipe: Recipe, out: Path, overwrite: bool, started: float) -> MergeReport:
+def _merge_adapters(
+    recipe: Recipe, out: Path, overwrite: bool, options: _Options, started: float
+) -> MergeReport:
     (part,) = recipe.slices()
     experts = recipe.experts(part)
 
@@ -393,7 +389,7 @@ def _merge_adapters(recipe: Recipe, out: Path, overwrite: bool, started: float) 
         return recipe.parameter(name, slice=part, source=source)
 
     weights = [said("weight", source) for source in experts]
-    options = {
+    given = {
         "lambda_" if name == "lambda" else name: said(name)
         for name in ("density", "lambda", "trim_scope", "drop", "out_rank")
         if said(name) is not None
@@ -407,7 +403,8 @@ def _merge_adapters(recipe: Recipe, out: Path, overwrite: bool, started: float) 
         lines=recipe.lines,
         dtype=getattr(torch, recipe.out_dtype or recipe.dtype or "float32"),
         overwrite=overwrite,
-        **options,
+        progress=options.progress,
+        **given,
     )
     written = sum(path.stat().st_size for path in out.glob("*.safetensors"))
     return MergeReport(
