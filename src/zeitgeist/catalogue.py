@@ -9,6 +9,8 @@ from dataclasses import MISSING, dataclass, field, fields
 from importlib import import_module
 from typing import Any, NamedTuple
 
+from zeitgeist.errors import InputInvalid, did_you_mean
+
 
 class Option(NamedTuple):
     """One option of a system: name, published default, meaning, and where that default is from."""
@@ -139,15 +141,7 @@ def find(slug: str) -> System:
     >>> find("knots").arxiv
     '2410.19735'
     """
-    from difflib import get_close_matches
-
-    from zeitgeist.errors import InputInvalid
-
     by_slug = {system.slug: system for system in SYSTEMS}
     if slug not in by_slug:
-        near = get_close_matches(slug, by_slug, cutoff=0.4)
-        raise InputInvalid(
-            f"no system is called {slug!r}",
-            mend=f"did you mean {' or '.join(near)}?" if near else "see `zeitgeist list`",
-        )
+        raise InputInvalid(f"no system is called {slug!r}", mend=did_you_mean(slug, by_slug))
     return by_slug[slug]

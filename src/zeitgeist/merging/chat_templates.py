@@ -10,8 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from zeitgeist.errors import InputInvalid
-from zeitgeist.merging.recipes.schema import did_you_mean
+from zeitgeist.errors import InputInvalid, did_you_mean
 
 _TURNS = "{%- for message in messages -%}"
 _END = "{%- endfor -%}{%- if add_generation_prompt -%}"

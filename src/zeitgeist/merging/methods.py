@@ -7,13 +7,12 @@ task vectors rescaled to their L1 norm instead of by 1/p).
 """
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
 
-from zeitgeist.errors import InputInvalid
+from zeitgeist.errors import InputInvalid, did_you_mean
 from zeitgeist.merging import options as opt
 from zeitgeist.merging.options import in_range
 
@@ -204,9 +203,7 @@ def find_method(name: str) -> Method:
     """
     if name in METHODS:
         return METHODS[name]
-    near = difflib.get_close_matches(name, METHODS, n=1)
-    mend = f"did you mean {near[0]}?" if near else "one of " + ", ".join(METHODS)
-    raise InputInvalid(f"there is no merge method {name!r}", mend=mend)
+    raise InputInvalid(f"there is no merge method {name!r}", mend=did_you_mean(name, METHODS))
 
 
 def field_name(key: str) -> str:
@@ -252,9 +249,7 @@ def make_options(
     for key, value in (given or {}).items():
         field = field_name(key)
         if field not in fields:
-            near = difflib.get_close_matches(field, fields, n=1)
-            mend = f"did you mean {near[0]}?" if near else f"it takes {', '.join(fields) or 'none'}"
-            raise InputInvalid(f"{name} has no option {key!r}", mend=mend)
+            raise InputInvalid(f"{name} has no option {key!r}", mend=did_you_mean(field, fields))
         values[field] = _checked(name, fields[field], value, method, compat)
     return method.options(**values)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
-from zeitgeist.errors import InputInvalid, RecipeInvalid
+from zeitgeist.errors import InputInvalid, RecipeInvalid, did_you_mean
 from zeitgeist.merging.chat_templates import check_chat_template
 from zeitgeist.merging.lines import LinesOptions
 from zeitgeist.merging.methods import MERGEKIT, METHODS
@@ -29,7 +29,6 @@ from zeitgeist.merging.recipes.schema import (
     RecipeEntry,
     SliceEntry,
     TokenizerEntry,
-    did_you_mean,
     read_shape,
 )
 from zeitgeist.merging.recipes.settings import Setting, read_setting

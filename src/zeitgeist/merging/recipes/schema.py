@@ -5,14 +5,13 @@ The keys are mergekit's (Goddard et al., *Arcee's MergeKit*, arXiv:2403.13257; r
 models are left as plain data here; what they may be depends on the method.
 """
 
-import difflib
 import reprlib
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from zeitgeist.errors import RecipeInvalid
+from zeitgeist.errors import RecipeInvalid, did_you_mean
 from zeitgeist.merging.recipes.documents import Document
 
 DTYPES = ("bfloat16", "float16", "float32", "float64")
@@ -204,18 +203,3 @@ def _unknown_key(key: str, path: tuple[int | str, ...], parameter_names: frozens
         return "put it under parameters:"
     known = [name for name in shape.model_fields if name not in UNREAD.get(shape, ())]
     return did_you_mean(key, known)
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """What to do about a word nobody knows.
-
-    Examples
-    --------
-    >>> did_you_mean("densty", ["weight", "density"])
-    "did you mean 'density'?"
-    >>> did_you_mean("x", ["weight", "density"])
-    'known are density, weight'
-    """
-    known = sorted(known)
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
