@@ -121,7 +121,7 @@ def test_a_base_that_is_missing_is_asked_for(name: str) -> None:
         (lambda t: merge_tensors("ties", [t], base=t[:1]), r"the base has shape \(1,\)"),
         (lambda t: merge_tensors("ties", [t], base=t, density=[0.1, 0.2]), "for 1 experts"),
         (lambda t: merge_tensors("linear", [t, t], weights=[1.0, -1.0]), "sum to 0"),
-        (lambda t: merge_tensors("dare_tie", [t], base=t), "did you mean dare_ties"),
+        (lambda t: merge_tensors("dare_tie", [t], base=t), "did you mean 'dare_ties'"),
     ],
 )
 def test_what_does_not_fit_is_refused(call: object, words: str) -> None:
