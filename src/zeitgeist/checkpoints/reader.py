@@ -196,8 +196,11 @@ class Checkpoint:
 
     def _descriptor(self, path: Path) -> int:
         if path not in self._files:
-            # Closed by `close`, or with the checkpoint; a race opens it twice, which is harmless.
-            self._files[path] = path.open("rb", buffering=0)
+            opened = path.open("rb", buffering=0)
+            # Threads may come here together; the one that loses must not close the winner's file,
+            # whose number is in use and would be given to the next file that anybody opens.
+            if self._files.setdefault(path, opened) is not opened:
+                opened.close()
         return self._files[path].fileno()
 
     def location(self, name: str) -> tuple[Path, int, int]:

@@ -195,6 +195,12 @@ def open_models(
     return models
 
 
+def close_models(models: Mapping[str, Model]) -> None:
+    """Let go of the files; what is read afterwards opens them again."""
+    for model in models.values():
+        model.checkpoint.close()
+
+
 def _check_fit(adapter: Adapter, base: Checkpoint) -> None:
     for module in adapter.modules:
         name = base.tied.get(f"{module}.weight", f"{module}.weight")

@@ -15,7 +15,7 @@ import yaml
 from zeitgeist.checkpoints import CheckpointWriter, check_output, model_card, resolve, versions
 from zeitgeist.errors import InputInvalid, RecipeInvalid
 from zeitgeist.merging.adapters import AdapterMergeReport, merge_adapters
-from zeitgeist.merging.inputs import Model, open_models
+from zeitgeist.merging.inputs import Model, close_models, open_models
 from zeitgeist.merging.lines import block_scales
 from zeitgeist.merging.plan import Plan, make_plan, vocabulary_height
 from zeitgeist.merging.recipes.method_parameters import ADAPTER_METHODS
@@ -142,23 +142,30 @@ def merge(
     if len(recipes) > 1:  # a name that only a later recipe mentions is found now, not after hours
         for reference in references:
             resolve(reference, progress=progress is not False)
-    options = _Options(
-        threads=worker_threads(threads), resume=resume, shard_bytes=shard_bytes, progress=progress
-    )
     with intermediate(recipes, out) as places:
+        options = _Options(
+            threads=worker_threads(threads),
+            overwrite=overwrite,
+            resume=resume,
+            shard_bytes=shard_bytes,
+            progress=progress,
+            places=places,
+        )
         for earlier in recipes[:-1]:
-            stage = replace(options, resume=False)  # its place is new in every run
-            _merge_one(earlier, places[earlier.name or ""], True, stage, places)
+            # Its place is new in every run: there is nothing to resume.
+            _merge_one(earlier, places[earlier.name or ""], replace(options, resume=False))
         last = replace(recipes[-1], text="---\n".join(one.text for one in recipes))
-        return _merge_one(last, out, overwrite, options, places)
+        return _merge_one(last, out, options)
 
 
 @dataclass(frozen=True)
 class _Options:
     threads: int
+    overwrite: bool
     resume: bool
     shard_bytes: int
     progress: bool | None
+    places: Mapping[str, Path]
 
 
 def read_recipes(recipe: Recipe | Mapping[str, Any] | str | Path) -> list[Recipe]:
@@ -191,30 +198,16 @@ def local_paths(references: Iterable[str | Path]) -> list[Path]:
     return [path for path in paths if path.exists()]
 
 
-def _merge_one(
-    recipe: Recipe, out: Path, overwrite: bool, options: _Options, places: Mapping[str, Path]
-) -> MergeReport:
+def _merge_one(recipe: Recipe, out: Path, options: _Options) -> MergeReport:
     started = time.monotonic()
-    placed = with_places(recipe, places)
+    placed = with_places(recipe, options.places)
     if recipe.method in ADAPTER_METHODS:
-        return _merge_adapters(placed, out, overwrite, options, started)
+        return _merge_adapters(placed, out, options, started)
     plan = plan_recipe(placed, progress=options.progress)
-    named = {str(path): name for name, path in places.items()}
-    with Chunks(seed=recipe.seed, threads=options.threads, progress=options.progress) as chunks:
-        plan, strengths = with_lines(plan, chunks)
-        inputs = _inputs(plan, named, progress=options.progress is not False)
-        writer = CheckpointWriter(
-            out,
-            plan.specs,
-            shard_bytes=options.shard_bytes,
-            overwrite=overwrite,
-            resume=options.resume,
-            inputs=[path for m in plan.models.values() for path in (m.path, m.checkpoint.path)],
-            fingerprint=f"{inputs} {recipe}",
-        )
-        with writer:
-            _write_sidecars(writer, plan, inputs)
-            Merger(plan.steps, chunks).run(writer)
+    try:
+        plan, strengths = _write(recipe, plan, out, options)
+    finally:
+        close_models(plan.models)
     return MergeReport(
         out,
         recipe.method,
@@ -224,6 +217,28 @@ def _merge_one(
         *strengths,
         notes=plan.notes,
     )
+
+
+def _write(
+    recipe: Recipe, plan: Plan, out: Path, options: _Options
+) -> tuple[Plan, tuple[float | None, float | None]]:
+    named = {str(path): name for name, path in options.places.items()}
+    with Chunks(seed=recipe.seed, threads=options.threads, progress=options.progress) as chunks:
+        plan, strengths = with_lines(plan, chunks)
+        inputs = _inputs(plan, named, progress=options.progress is not False)
+        writer = CheckpointWriter(
+            out,
+            plan.specs,
+            shard_bytes=options.shard_bytes,
+            overwrite=options.overwrite,
+            resume=options.resume,
+            inputs=[path for m in plan.models.values() for path in (m.path, m.checkpoint.path)],
+            fingerprint=f"{inputs} {recipe}",
+        )
+        with writer:
+            _write_sidecars(writer, plan, inputs)
+            Merger(plan.steps, chunks).run(writer)
+    return plan, strengths
 
 
 def _inputs(plan: Plan, named: Mapping[str, str], *, progress: bool) -> list[dict[str, Any]]:
@@ -379,9 +394,7 @@ def _write_tokenizer(writer: CheckpointWriter, plan: Plan) -> None:
         writer.text("generation_config.json", json.dumps(changed, indent=2) + "\n")
 
 
-def _merge_adapters(
-    recipe: Recipe, out: Path, overwrite: bool, options: _Options, started: float
-) -> MergeReport:
+def _merge_adapters(recipe: Recipe, out: Path, options: _Options, started: float) -> MergeReport:
     (part,) = recipe.slices()
     experts = recipe.experts(part)
 
@@ -402,7 +415,7 @@ def _merge_adapters(
         seed=recipe.seed,
         lines=recipe.lines,
         dtype=getattr(torch, recipe.out_dtype or recipe.dtype or "float32"),
-        overwrite=overwrite,
+        overwrite=options.overwrite,
         progress=options.progress,
         **given,
     )
