@@ -1,7 +1,7 @@
 """Will this merge work? Answered from headers and a small sample, before gigabytes are read."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from zeitgeist.errors import RecipeInvalid
-from zeitgeist.merging.inputs import Model
+from zeitgeist.merging.inputs import Model, close_models
 from zeitgeist.merging.plan import Plan
 from zeitgeist.merging.recipes.method_parameters import ADAPTER_METHODS
 from zeitgeist.merging.recipes.recipe import Recipe
-from zeitgeist.merging.to_disk import plan_recipe, read_recipes
+from zeitgeist.merging.to_disk import plan_recipe, read_recipes, worker_threads
 
 _SAMPLED_TENSORS = 24
 _SAMPLED_ENTRIES = 1 << 15
@@ -63,8 +63,8 @@ def check(
     Parameters
     ----------
     recipe
-        As for `zeitgeist.merging.merge`; of several documents the first is checked in full, the
-        others when their inputs exist.
+        As for `zeitgeist.merging.merge`; of several documents the report is on the first, and the
+        others are checked as far as they need no earlier result.
     threads
         For the estimate of memory.
 
@@ -81,37 +81,51 @@ def check(
             origin=first.origin,
             mend="run zeitgeist merge; it checks shapes and bases before it writes",
         )
+    worker_threads(threads)
     plan = plan_recipe(first, headers_only=True)
+    try:
+        report = _report(plan, threads, tuple(_of_the_others(recipes[1:])))
+    finally:
+        close_models(plan.models)
+    return report, plan
+
+
+def _of_the_others(recipes: Sequence[Recipe]) -> Iterator[str]:
+    """Plan the recipes that can be planned now; say which cannot."""
+    for recipe in recipes:
+        if recipe.needs:
+            names = ", ".join(map(repr, recipe.needs))
+            yield f"the recipe that uses {names} was read, and is checked in full when that is made"
+        elif recipe.method not in ADAPTER_METHODS:
+            close_models(plan_recipe(recipe, headers_only=True).models)
+
+
+def _report(plan: Plan, threads: int, more: tuple[str, ...]) -> CheckReport:
+    base = plan.recipe.base_model
     unread = [r for r, model in plan.models.items() if not model.has_values]
     kinship = tuple(
-        _kinship(plan.models[first.base_model], model)
+        _kinship(plan.models[base], model)
         for reference, model in plan.models.items()
-        if first.base_model is not None
-        and reference != first.base_model
-        and not {reference, first.base_model} & set(unread)
+        if base is not None and reference != base and not {reference, base} & set(unread)
     )
     strangers = [
-        f"{k.model!r} does not look like a fine-tune of {first.base_model!r}: its distance is "
+        f"{k.model!r} does not look like a fine-tune of {base!r}: its distance is "
         f"{k.distance:.2f} of the base's norm (cosine {k.cosine:.2f}); merging will probably "
         "return garbage"
         for k in kinship
         if not k.related
     ]
-    report = CheckReport(
-        first.method,
+    away = [f"only the headers of {r!r} were read: it is not on this machine" for r in unread]
+    return CheckReport(
+        plan.recipe.method,
         len(plan.steps),
         sum(step.entries for step in plan.steps),
         plan.bytes_read,
         plan.bytes_written,
         plan.peak_bytes(threads),
         kinship,
-        (
-            *strangers,
-            *(f"only the headers of {r!r} were read: it is not on this machine" for r in unread),
-            *plan.notes,
-        ),
+        (*strangers, *away, *plan.notes, *more),
     )
-    return report, plan
 
 
 def _kinship(base: Model, model: Model) -> Kinship:

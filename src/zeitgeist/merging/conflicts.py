@@ -16,6 +16,7 @@ from jaxtyping import Float64, Int64
 
 from zeitgeist.errors import InputInvalid
 from zeitgeist.merging.blocks import detect_blocks
+from zeitgeist.merging.inputs import close_models
 from zeitgeist.merging.methods import make_options
 from zeitgeist.merging.plan import Plan
 from zeitgeist.merging.recipes.recipe import Recipe
@@ -125,13 +126,20 @@ def compare(
     InputInvalid
         There is no base, or the experts do not share their tensors.
     """
-    plan = plan_recipe(read_recipes(recipe)[0], progress=progress)
-    with Chunks(threads=worker_threads(threads), progress=progress) as chunks:
-        return _compare(plan, chunks, density)
+    read = read_recipes(recipe)[0]
+    # Whatever the method, what is compared is the experts' differences from the base.
+    plain = replace(read, method="task_arithmetic", compat=None, lines=None)
+    plan = plan_recipe(plain, progress=progress)
+    try:
+        with Chunks(threads=worker_threads(threads), progress=progress) as chunks:
+            return _compare(plan, chunks, density)
+    finally:
+        close_models(plan.models)
 
 
 def _compare(plan: Plan, chunks: Chunks, density: float) -> ConflictReport:
-    options = make_options("ties", {"density": density})
+    # Signs of zero sums do not matter here; looking for their majority would cost a pass.
+    options = make_options("ties", {"density": density, "zero_sum": "positive"})
     steps = [
         replace(step, method="ties", options=options, scale=1.0, compat=None)
         for step in plan.steps
