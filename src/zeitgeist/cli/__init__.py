@@ -48,3 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # The reader of a pipe left (`zeitgeist list | head -1`): nobody is there to tell.
         sys.stderr.close()
         sys.exit(141)
+    except Exception as error:
+        # A file system, a library or a metric of the user's that failed, or a bug of ours.
+        if debug:
+            raise
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        print(f"zeitgeist: {told}; run it with --debug to see where", file=sys.stderr)
+        sys.exit(2)

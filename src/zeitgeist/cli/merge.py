@@ -1,120 +1,15 @@
 """``zeitgeist merge``: run, check, plan, sweep and soup."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
+from zeitgeist.cli.short_recipe import Short, recipe_of
+
 app = App(name="merge", help="Merge fine-tuned models of one base into one, without training.")
-
-
-@Parameter(name="*")
-@dataclass(kw_only=True)
-class Short:
-    """The short way: what a small recipe would say."""
-
-    method: Annotated[
-        str | None, Parameter(help="Merge method, such as ties. `zeitgeist merge methods` lists.")
-    ] = None
-    base: Annotated[str | None, Parameter(help="Model the experts were fine-tuned from.")] = None
-    expert: Annotated[
-        list[str] | None, Parameter(help="A fine-tuned model or LoRA adapter; give several times.")
-    ] = None
-    weight: Annotated[
-        list[float] | None, Parameter(help="Weight of each expert, in their order.")
-    ] = None
-    density: Annotated[float | None, Parameter(help="Share of each update that is kept.")] = None
-    lambda_: Annotated[
-        float | None, Parameter(name="--lambda", help="Scale of the merged update.")
-    ] = None
-    option: Annotated[
-        list[str] | None, Parameter(help="Any other option of the method, as name=value.")
-    ] = None
-    lines_alpha: Annotated[
-        float | None, Parameter(help="LiNeS afterwards: scale of the first block.")
-    ] = None
-    lines_beta: Annotated[
-        float | None, Parameter(help="LiNeS afterwards: what is added over the depth.")
-    ] = None
-    lines: Annotated[bool, Parameter(help="LiNeS afterwards, alpha by the paper's rule.")] = False
-    tokenizer: Annotated[
-        str | None, Parameter(help="Vocabulary of the result: union, base, or a model.")
-    ] = None
-    dtype: Annotated[str | None, Parameter(help="Dtype of the result, such as bfloat16.")] = None
-    compat: Annotated[
-        str | None, Parameter(help="mergekit: its defaults and its exact numbers.")
-    ] = None
-    seed: Annotated[int | None, Parameter(help="Seed of random masks.")] = None
-
-    def document(self) -> dict[str, Any]:
-        """The recipe these options stand for."""
-        from zeitgeist.errors import InputInvalid
-
-        experts = self.expert or []
-        if self.method is None or not experts:
-            raise InputInvalid(
-                "there is neither a recipe nor a method with experts",
-                mend="give a recipe file, or --method, --base and --expert",
-            )
-        weights = self.weight or []
-        if weights and len(weights) != len(experts):
-            raise InputInvalid(
-                f"there are {len(weights)} weights for {len(experts)} experts",
-                mend="give one --weight for each --expert, in their order",
-            )
-        models: list[dict[str, Any]] = [{"model": expert} for expert in experts]
-        for model, weight in zip(models, weights, strict=False):
-            model["parameters"] = {"weight": weight}
-        parameters: dict[str, Any] = {"density": self.density, "lambda": self.lambda_}
-        parameters |= dict(_named_value(text) for text in self.option or [])
-        strengths = {"alpha": self.lines_alpha, "beta": self.lines_beta}
-        document = {
-            "merge_method": self.method,
-            "base_model": self.base,
-            "models": models,
-            "parameters": _given(parameters),
-            "tokenizer": {"source": self.tokenizer} if self.tokenizer else None,
-            "out_dtype": self.dtype,
-            "compat": self.compat,
-            "seed": self.seed,
-            "lines": _given(strengths) if self.lines or _given(strengths) else None,
-        }
-        return {key: value for key, value in document.items() if value not in (None, {})} | (
-            {"lines": {}} if self.lines and not _given(strengths) else {}
-        )
-
-
-def _given(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if value is not None}
-
-
-def _named_value(text: str) -> tuple[str, Any]:
-    import yaml
-
-    from zeitgeist.errors import InputInvalid
-
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise InputInvalid(f"--option {text!r} has no value", mend="write name=value")
-    return name.replace("-", "_"), yaml.safe_load(value)
-
-
-def _recipe(recipe: Path | None, short: Short | None) -> Any:
-    from zeitgeist.errors import InputInvalid
-
-    short = short or Short()
-    if recipe is None:
-        return short.document()
-    if short != Short():
-        extra = ", ".join("--" + name.rstrip("_") for name in _given(asdict(short)) if name)
-        raise InputInvalid(
-            f"{recipe} is a whole recipe, and {extra} came beside it",
-            mend="write them into the recipe, or leave the recipe out",
-        )
-    if not recipe.is_file():
-        raise InputInvalid(f"there is no recipe {str(recipe)!r}", mend="give a YAML file")
-    return recipe
 
 
 Out = Annotated[Path, Parameter(name=["--output", "-o"])]
@@ -157,7 +52,7 @@ def run(
     """
     from zeitgeist.errors import InputInvalid
 
-    wanted = _recipe(recipe, short)
+    wanted = recipe_of(recipe, short)
     if dry_run:
         _dry_run(wanted, threads, json)
         return
@@ -189,7 +84,7 @@ def run(
 def _dry_run(wanted: Any, threads: int | None, json: bool) -> None:
     from zeitgeist.merging import check
 
-    report, plan = check(wanted)
+    report, plan = check(wanted) if threads is None else check(wanted, threads=threads)
     if json:
         _print_json({**asdict(report), "table": plan.table()})
         return
@@ -216,7 +111,7 @@ def check(recipe: Path | None = None, /, *, short: Short | None = None, json: bo
     """
     from zeitgeist.merging import check as check_recipe
 
-    report, _ = check_recipe(_recipe(recipe, short))
+    report, _ = check_recipe(recipe_of(recipe, short))
     if json:
         _print_json(asdict(report))
     else:
@@ -267,7 +162,7 @@ def plan(
         from zeitgeist.report.conflict_map import check_picture, write_conflict_map
 
         check_picture(output)
-    report = compare(_recipe(recipe, short), density=trim, threads=threads)
+    report = compare(recipe_of(recipe, short), density=trim, threads=threads)
     if output is not None:
         write_conflict_map(report, output)
     if json:
@@ -327,7 +222,7 @@ def sweep(
                 f"--try {text!r} is not name=number,number", mend="such as --try lambda=0.5,1"
             ) from error
     report = run_sweep(
-        _recipe(recipe, short), grid, metric, output, threads=threads, overwrite=overwrite
+        recipe_of(recipe, short), grid, metric, output, threads=threads, overwrite=overwrite
     )
     if json:
         _print_json({**asdict(report), "written": report.written and report.written.out})
@@ -429,4 +324,13 @@ def _size(nbytes: int) -> str:
 def _print_json(record: Any) -> None:
     from json import dumps
 
-    print(dumps(record, indent=2, default=str))
+    print(dumps(_finite(record), indent=2, default=str))
+
+
+def _finite(record: Any) -> Any:
+    """The record with null for NaN and infinity, which JSON has no word for."""
+    if isinstance(record, dict):
+        return {str(key): _finite(value) for key, value in record.items()}
+    if isinstance(record, list | tuple):
+        return [_finite(value) for value in record]
+    return None if isinstance(record, float) and not isfinite(record) else record
