@@ -99,7 +99,7 @@ class StudySettings:
     arms: tuple[str, ...] = tuple(ARMS)
     test_items: int = 64
     windows: int = 24
-    window_tokens: int = 96
+    window_tokens: int = 64
     lora: LoraSettings = field(default_factory=LoraSettings)
 
 

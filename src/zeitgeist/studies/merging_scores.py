@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from zeitgeist.training import Example, answer_logits, collate
 
-ALL = "all tasks"
+ALL = "all"
 RESAMPLES = 2000
 Z95 = 1.959964  # standard normal, two-sided 95 %
 
@@ -134,8 +134,9 @@ def compare(
     -------
     list of Row
         Per task ``exact_match``, ``answer_nll`` and ``kept``; per text ``nll``, ``perplexity`` and
-        ``perplexity_ratio``; over all tasks ``exact_match`` and ``kept``, the means over tasks. A
-        task whose expert is never right has no ``kept``.
+        ``perplexity_ratio``. Under `ALL` the means over tasks of ``exact_match`` and ``kept``, and
+        over texts the geometric mean of ``perplexity_ratio``. A task whose expert is never right
+        has no ``kept``.
     """
     random = np.random.default_rng(seed)
     drawn = {
@@ -164,12 +165,15 @@ def compare(
             yield _row(model, ALL, "exact_match", np.mean(shares, axis=0))
             if kept:
                 yield _row(model, ALL, "kept", np.mean(kept, axis=0))
+            lost = []
             for text in texts:
                 nll = means(own.nll[text])(text)
+                lost.append(nll - means(scores[base].nll[text])(text))
                 yield _row(model, text, "nll", nll)
                 yield _row(model, text, "perplexity", np.exp(nll))
-                against = means(scores[base].nll[text])(text)
-                yield _row(model, text, "perplexity_ratio", np.exp(nll - against))
+                yield _row(model, text, "perplexity_ratio", np.exp(lost[-1]))
+            if lost:
+                yield _row(model, ALL, "perplexity_ratio", np.exp(np.mean(lost, axis=0)))
 
     return list(rows())
 

@@ -208,10 +208,10 @@ def _identifiers() -> tuple[str, ...]:
 TASKS: Mapping[str, Task] = {
     task.slug: task
     for task in (
-        Task("dates", "Dates to ISO", "Write the date as YYYY-MM-DD.", "generated", 40, _date),
+        Task("dates", "ISO dates", "Write the date as YYYY-MM-DD.", "generated", 40, _date),
         Task(
             "records",
-            "Sentence to CSV",
+            "CSV records",
             "Answer with one line of CSV: name, age, city, job.",
             "generated",
             30,
@@ -219,13 +219,13 @@ TASKS: Mapping[str, Task] = {
         ),
         Task(
             "identifiers",
-            "snake_case to camelCase",
+            "camelCase",
             "Rewrite the identifier in camelCase.",
             "identifiers in CPython's standard library",
             50,
             _identifier,
         ),
-        Task("sums", "Two-digit sums", "Add the numbers.", "generated", 60, _sum),
+        Task("sums", "Sums", "Add the numbers.", "generated", 60, _sum),
     )
 }
 

@@ -247,6 +247,7 @@ def _arguments(settings: LoraSettings, work: Path, device: torch.device) -> Trai
         weight_decay=0.0,
         seed=settings.seed,
         logging_steps=1,
+        logging_nan_inf_filter=False,
         save_strategy="no",
         report_to=[],
         use_cpu=device.type == "cpu",
