@@ -15,9 +15,11 @@ import yaml
 from zeitgeist.checkpoints import CheckpointWriter, check_output, model_card, resolve, versions
 from zeitgeist.errors import InputInvalid, RecipeInvalid
 from zeitgeist.merging.adapters import AdapterMergeReport, merge_adapters
+from zeitgeist.merging.configuration import vocabulary_height
 from zeitgeist.merging.inputs import Model, close_models, open_models
 from zeitgeist.merging.lines import block_scales
-from zeitgeist.merging.plan import Plan, make_plan, vocabulary_height
+from zeitgeist.merging.plan import Plan
+from zeitgeist.merging.planner import make_plan
 from zeitgeist.merging.recipes.method_parameters import ADAPTER_METHODS
 from zeitgeist.merging.recipes.model_names import split_adapter
 from zeitgeist.merging.recipes.recipe import Recipe, load_recipes, parse_recipe
