@@ -96,19 +96,19 @@ def test_an_answer_ends_with_the_end_token(task: Task, tiny_tokenizer: Path) -> 
 
 def test_held_out_windows_have_their_length_and_differ(tiny_tokenizer: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer)
-    texts = held_out(tokenizer, windows=24, length=96)
+    texts = held_out(tokenizer, windows=20, context=32, length=64)
     assert list(texts) == ["english", "code"]
     for windows in texts.values():
-        assert [(len(w.prompt), len(w.answer)) for w in windows] == [(1, 96)] * 24
-        assert len(set(windows)) == 24
-    assert texts == held_out(tokenizer, windows=24, length=96)
+        assert [(len(w.prompt), len(w.answer)) for w in windows] == [(32, 64)] * 20
+        assert len(set(windows)) == 20
+    assert texts == held_out(tokenizer, windows=20, context=32, length=64)
     assert all(tokenizer.decode(w.prompt + w.answer)[:3] in ("def", "cla") for w in texts["code"])
 
 
 def test_more_text_than_there_is_is_refused(tiny_tokenizer: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer)
     with pytest.raises(InputInvalid, match="pieces of english have 96 tokens, not 100000"):
-        held_out(tokenizer, windows=100_000, length=96)
+        held_out(tokenizer, windows=100_000, context=32, length=64)
 
 
 def test_code_that_is_held_out_gives_no_identifiers() -> None:

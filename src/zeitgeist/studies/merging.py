@@ -98,8 +98,10 @@ def run(
         with clock("experts"):
             experts = []
             for number, task in enumerate(tasks, 1):
-                say(f"expert {number} of {len(tasks)}: {task.title} ({task.steps} steps)")
-                experts.append(_expert(base, task, chosen, fresh, progress))
+                say(f"expert {number} of {len(tasks)}: {task.title}")
+                expert = _expert(base, task, chosen, fresh, progress)
+                say("  from the cache" if expert.cached else f"  took {expert.seconds:.0f} s")
+                experts.append(expert)
         with clock("merging"):
             say(f"merging in {len(arms)} ways")
             merged = _merge_all(made, base, experts, arms, chosen, progress)
@@ -244,7 +246,12 @@ def _sets(base: Base, tasks: Sequence[Task], settings: StudySettings) -> dict[st
         ]
         for task in tasks
     }
-    texts = held_out(base.tokenizer, windows=settings.windows, length=settings.window_tokens)
+    texts = held_out(
+        base.tokenizer,
+        windows=settings.windows,
+        context=settings.context_tokens,
+        length=settings.window_tokens,
+    )
     return sets | texts
 
 

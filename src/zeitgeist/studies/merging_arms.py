@@ -87,8 +87,8 @@ class StudySettings:
         Slugs of `TASKS` and `ARMS`.
     test_items
         Scored per task.
-    windows, window_tokens
-        Scored per held-out text.
+    windows, context_tokens, window_tokens
+        Windows per held-out text, and in each the tokens before and the tokens that are scored.
     lora
         How experts are trained (the number of steps is the task's own).
     """
@@ -98,7 +98,8 @@ class StudySettings:
     tasks: tuple[str, ...] = tuple(TASKS)
     arms: tuple[str, ...] = tuple(ARMS)
     test_items: int = 64
-    windows: int = 24
+    windows: int = 20
+    context_tokens: int = 32
     window_tokens: int = 64
     lora: LoraSettings = field(default_factory=LoraSettings)
 

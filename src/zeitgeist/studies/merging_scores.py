@@ -16,7 +16,7 @@ for every model, so that ratios are paired.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,30 +145,32 @@ def compare(
     }
     texts = [name for name in drawn if name not in experts]
 
-    def means(values: Sequence[float]) -> Callable[[str], Float[np.ndarray, " resamples"]]:
+    def means(
+        values: Sequence[float] | Sequence[bool], name: str
+    ) -> Float[np.ndarray, " resamples"]:
         """The mean of the items as they are, first, and then of each resample."""
         array = np.asarray(values, dtype=np.float64)
-        return lambda name: np.append(array.mean(), array[drawn[name]].mean(axis=1))
+        return np.append(array.mean(), array[drawn[name]].mean(axis=1))
 
     def rows() -> Iterator[Row]:
         for model, own in scores.items():
             shares, kept = [], []
             for task, expert in experts.items():
                 right, count = sum(own.exact[task]), len(own.exact[task])
-                share = means(own.exact[task])(task)
+                share = means(own.exact[task], task)
                 shares.append(share)
                 yield Row(model, task, "exact_match", right / count, *wilson(right, count))
-                yield _row(model, task, "answer_nll", means(own.nll[task])(task))
+                yield _row(model, task, "answer_nll", means(own.nll[task], task))
                 if any(scores[expert].exact[task]):
-                    kept.append(_ratio(share, means(scores[expert].exact[task])(task)))
+                    kept.append(_ratio(share, means(scores[expert].exact[task], task)))
                     yield _row(model, task, "kept", kept[-1])
             yield _row(model, ALL, "exact_match", np.mean(shares, axis=0))
             if kept:
                 yield _row(model, ALL, "kept", np.mean(kept, axis=0))
             lost = []
             for text in texts:
-                nll = means(own.nll[text])(text)
-                lost.append(nll - means(scores[base].nll[text])(text))
+                nll = means(own.nll[text], text)
+                lost.append(nll - means(scores[base].nll[text], text))
                 yield _row(model, text, "nll", nll)
                 yield _row(model, text, "perplexity", np.exp(nll))
                 yield _row(model, text, "perplexity_ratio", np.exp(lost[-1]))

@@ -230,7 +230,9 @@ TASKS: Mapping[str, Task] = {
 }
 
 
-def held_out(tokenizer: Any, *, windows: int, length: int) -> dict[str, list[Example]]:
+def held_out(
+    tokenizer: Any, *, windows: int, context: int, length: int
+) -> dict[str, list[Example]]:
     """Text that no expert learns from, in windows of equal length.
 
     Parameters
@@ -239,8 +241,11 @@ def held_out(tokenizer: Any, *, windows: int, length: int) -> dict[str, list[Exa
         Of the model.
     windows
         How many of each text, evenly spaced over it.
+    context
+        Tokens that open each window and are not scored. Experts of a chat task expect a system
+        prompt at the very start; what they do to running text shows after some of it.
     length
-        Tokens that are scored in each; one more goes before them.
+        Tokens that are scored in each.
 
     Returns
     -------
@@ -251,14 +256,16 @@ def held_out(tokenizer: Any, *, windows: int, length: int) -> dict[str, list[Exa
     found: dict[str, list[Example]] = {}
     for name, pieces in texts.items():
         ids = [tokenizer(piece, add_special_tokens=False)["input_ids"] for piece in pieces]
-        long = [piece for piece in ids if len(piece) > length]
+        long = [piece for piece in ids if len(piece) >= context + length]
         if len(long) < windows:
             raise InputInvalid(
-                f"only {len(long)} pieces of {name} have {length} tokens, not {windows}",
+                f"only {len(long)} pieces of {name} have {context + length} tokens, not {windows}",
                 mend="ask for fewer or shorter windows",
             )
         chosen = [long[i * len(long) // windows] for i in range(windows)]
-        found[name] = [Example((w[0],), tuple(w[1 : length + 1])) for w in chosen]
+        found[name] = [
+            Example(tuple(w[:context]), tuple(w[context : context + length])) for w in chosen
+        ]
     return found
 
 
