@@ -137,6 +137,8 @@ def _kinship(base: Model, model: Model) -> Kinship:
         and name in model.specs
         and model.specs[name].shape == spec.shape
     ]
+    # Vectors are mostly norms near 1, as large in strangers: matrices tell.
+    shared = [name for name in shared if len(base.specs[name].shape) > 1] or shared
     away = own = theirs = inner = 0.0
     for name in _spread(sorted(shared, key=lambda n: -base.specs[n].numel)[: 4 * _SAMPLED_TENSORS]):
         entries = base.specs[name].numel
