@@ -112,7 +112,7 @@ def task_map(results: MergingResults) -> alt.TopLevelMixin:
         "value:Q",
         title="exact answers",
         scale=alt.Scale(domain=[0, 1], scheme="cividis"),
-        legend=alt.Legend(format=".0%", orient="bottom"),
+        legend=alt.Legend(format=".0%", orient="bottom", values=[0, 0.5, 1]),
     )
     number = alt.condition("datum.value > 0.45", alt.value("black"), alt.value("white"))
     text = cell.mark_text(fontSize=12).encode(text=alt.Text("value:Q", format=".0%"), color=number)
@@ -284,7 +284,10 @@ def layer_map(results: MergingResults, quantity: str, title: str, top: float | N
             x=alt.X("layer:O", title="layer", axis=alt.Axis(labelAngle=0, labelOverlap=True)),
             y=alt.Y("who:N", title=None, sort=None, axis=alt.Axis(labelLimit=190)),
             color=alt.Color(
-                "value:Q", title=title, scale=scale, legend=alt.Legend(orient="bottom")
+                "value:Q",
+                title=title,
+                scale=scale,
+                legend=alt.Legend(orient="bottom", titleLimit=320),
             ),
             tooltip=["who:N", "layer:O", alt.Tooltip("value:Q", format=".3g", title=title)],
         )

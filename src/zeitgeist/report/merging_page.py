@@ -82,13 +82,15 @@ def _share(found: Mapping[tuple[str, str, str], Row], model: str, task: str, met
     row = found.get((model, task, metric))
     if row is None:
         return Cell("", "")
-    return Cell(f"{row.value:.0%}", f"{row.low:.0%} to {row.high:.0%}")
+    return Cell(f"{row.value:.0%}", f"{100 * row.low:.0f} to {100 * row.high:.0f}")
 
 
 def _perplexity(found: Mapping[tuple[str, str, str], Row], model: str, text: str) -> Cell:
     value, ratio = found[model, text, "perplexity"], found[model, text, "perplexity_ratio"]
-    low, high = change(ratio.low), change(ratio.high)
-    return Cell(f"{value.value:.1f}", f"{change(ratio.value)} ({low} to {high})")
+    if ratio.low == ratio.high == 1:
+        return Cell(f"{value.value:.1f}", "")
+    low, high = (change(bound).removesuffix("%") for bound in (ratio.low, ratio.high))
+    return Cell(f"{value.value:.1f} ({change(ratio.value)})", f"{low} to {high}")
 
 
 def change(ratio: float) -> str:

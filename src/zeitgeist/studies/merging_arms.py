@@ -141,6 +141,6 @@ class MergingResults:
 
 
 TEXTS = {
-    "english": "English: Python's language reference",
-    "code": "Python: its standard library",
+    "english": "English",
+    "code": "Python code",
 }
