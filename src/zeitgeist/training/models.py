@@ -56,9 +56,7 @@ def load_model(
     """
     # Adding an adapter in bfloat16 would round its product before it is added.
     first = dtype if adapter is None else torch.float32
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        model_dir, dtype=first, local_files_only=True
-    )
+    model: Any = AutoModelForCausalLM.from_pretrained(model_dir, dtype=first, local_files_only=True)
     if adapter is not None:
         if not find_spec("peft"):
             raise ExtraMissing.named("training", "opening an adapter")
