@@ -84,9 +84,9 @@ SYSTEMS: tuple[System, ...] = (
         command="merge",
         example="zeitgeist merge --method ties --base BASE --expert A --expert B -o merged",
         configs={
-            "task_arithmetic": "zeitgeist.merging.methods:TaskArithmetic",
-            "ties": "zeitgeist.merging.methods:Ties",
-            "dare_ties": "zeitgeist.merging.methods:DareTies",
+            "task_arithmetic": "zeitgeist.merging.options:TaskArithmetic",
+            "ties": "zeitgeist.merging.options:Ties",
+            "dare_ties": "zeitgeist.merging.options:DareTies",
         },
         page="docs/merging.md",
         study="zeitgeist demo",

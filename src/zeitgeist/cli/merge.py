@@ -172,8 +172,8 @@ def plan(
     print(f"{'block':<{width}}  norm/base  cosine  sign conflict")
     for part in report.blocks:
         norm, cosine, conflict = part.summary()
-        bar = "█" * round(20 * conflict)
-        print(f"{part.block:<{width}}  {norm:9.4f}  {cosine:6.3f}  {conflict:6.3f} {bar}")
+        bar = "█" * round(20 * conflict) if conflict == conflict else ""  # NaN: a lone expert
+        print(f"{part.block:<{width}}  {norm:9.4f}  {cosine:6.3f}  {conflict:6.3f} {bar}".rstrip())
 
 
 @app.command

@@ -107,9 +107,11 @@ def merge(
     OutputExists
         ``out`` exists.
 
-    Sources
-    -------
-    The methods and the papers their defaults come from: `zeitgeist.merging.methods`.
+    References
+    ----------
+    Each method names the paper of its defaults: `zeitgeist merge methods`. What to expect of them:
+    Yadav et al., "What Matters for Model Merging at Scale?", arXiv 2410.03617. LiNeS: Wang et al.,
+    arXiv 2410.17146.
 
     Examples
     --------
