@@ -2,9 +2,9 @@
 
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from zeitgeist.cli import main
+from zeitgeist.errors import InputInvalid
 from zeitgeist.merging import merge
 from zeitgeist.merging.methods import METHODS
 
@@ -265,11 +266,22 @@ def test_plan_of_a_single_expert_is_json_too(tiny_family, capsys):
     assert "nan" in run(capsys, "plan", *one)
 
 
-def test_plan_draws_a_picture(recipe, tmp_path, capsys):
-    pytest.importorskip("altair", reason="draws it (extra: report)")
+def test_plan_draws_a_picture(recipe, tmp_path, capsys, monkeypatch):
+    drawn = []
+
+    def check_picture(path):
+        if path.suffix == ".doc":
+            raise InputInvalid(f"the picture is {path}", mend="name it .html, .png or .svg")
+
+    module = SimpleNamespace(
+        check_picture=check_picture,
+        write_conflict_map=lambda report, path: drawn.append((report.whole.block, path)),
+    )
+    monkeypatch.setitem(sys.modules, "zeitgeist.report.conflict_map", module)
     run(capsys, "plan", recipe, "-o", tmp_path / "map.html")
-    assert "<html" in (tmp_path / "map.html").read_text().lower()
+    assert drawn == [("all", tmp_path / "map.html")]
     assert ".png" in failing(capsys, "plan", recipe, "-o", tmp_path / "map.doc")
+    assert len(drawn) == 1
 
 
 def test_methods_are_listed_with_their_defaults(capsys):
@@ -316,19 +328,6 @@ def test_a_soup_names_its_members(tiny_family, text, tmp_path, capsys):
     record = read_json(run(capsys, *arguments, "-o", tmp_path / "out2", "--json"))
     assert record["out"] == str(tmp_path / "out2") and len(record["singles"]) == 3
     assert record["members"][0] == max(range(3), key=lambda i: record["singles"][i])
-
-
-def test_a_metric_of_one_s_own_in_the_working_directory(short, tmp_path):
-    """As a person runs it: the console script, in the folder where the metric lies."""
-    (tmp_path / "mine.py").write_text("def score(model, tokenizer):\n    return 1.0\n")
-    command = Path(sys.executable).parent / "zeitgeist"
-    done = subprocess.run(
-        [command, "merge", "sweep", "--method", "ties", *short, "--metric", "mine:score",
-         "--try", "density=0.5", "--json"],
-        cwd=tmp_path, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert read_json(done.stdout)["best"] == {"values": {"density": 0.5}, "score": 1.0}
 
 
 # Bad input ------------------------------------------------------------------------------------
