@@ -78,11 +78,11 @@ def measure(width: int, n: int, dense_repetitions: int) -> Sequence[str]:
     )
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="leave out the largest layer")
-    cases = CASES[:-1] if parser.parse_args().quick else CASES
+    cases = CASES[:-1] if parser.parse_args(arguments).quick else CASES
     torch.set_num_threads(1)
     header = ("layer", "adapters", "dense", "factored", "ratio", "merge", "difference")
     rows = [header, *(measure(*case) for case in tqdm(cases, desc="sizes", unit="size"))]

@@ -1,0 +1,8 @@
+"""``make bench``: every benchmark at its quick size."""
+
+from benchmarks import knots_factored, merge_vs_mergekit
+
+print("## Merging on disk against mergekit\n", flush=True)
+merge_vs_mergekit.main(["--quick"])
+print("\n## KnOTS, factored against dense\n", flush=True)
+knots_factored.main(["--quick"])
