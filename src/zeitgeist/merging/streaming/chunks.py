@@ -7,16 +7,25 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Shaped, UInt32
+from jaxtyping import Float, Float64, Shaped, UInt32
+from torch import Tensor
 from tqdm import tqdm
 
-from zeitgeist.merging.randomness import uniforms
 from zeitgeist.merging.sparsify import check_window
-from zeitgeist.merging.streaming.kernels import BLOCK, Rule
-from zeitgeist.merging.streaming.sources import check_finite, working_dtype
+from zeitgeist.merging.streaming.draws import draws
+from zeitgeist.merging.streaming.kernels import BLOCK, Rule, finite, magnitudes
+from zeitgeist.merging.streaming.ranks import spread_by_rank
+from zeitgeist.merging.streaming.sources import Source, check_finite, working_dtype
 from zeitgeist.merging.streaming.steps import Step
 
 CHUNK = 1 << 17  # entries; the float32 chunks of a base and three experts fit second-level cache
+
+# How a dtype is looked at to find what is not finite, and the bits of its exponent
+_EXPONENT = {
+    torch.bfloat16: (torch.uint16, np.uint16(0x7F80)),
+    torch.float32: (torch.uint32, np.uint32(0x7F800000)),
+    torch.float64: (torch.uint64, np.uint64(0x7FF0000000000000)),
+}
 
 Job = TypeVar("Job")
 R = TypeVar("R")
@@ -117,7 +126,7 @@ class Chunks:
                 bar.update(run.stop - run.start)
         return results
 
-    def load(self, run: Run) -> Shaped[np.ndarray, "rows entries"]:
+    def load(self, run: Run) -> Float[np.ndarray, "rows entries"]:
         """The experts' entries and behind them the base's (zeros without one), in one buffer.
 
         The buffer belongs to the thread and is filled again by its next load.
@@ -127,10 +136,17 @@ class Chunks:
         CheckpointInvalid
             An input holds NaN or infinity.
         """
+        dtype = working_dtype(_sources(run.step))
+        return self._filled(run, torch.float32 if dtype == torch.bfloat16 else dtype).numpy()
+
+    def pack(self, run: Run) -> Shaped[np.ndarray, "rows entries"]:
+        """The same as the kernels take it: bfloat16 stays as its bits, in uint16."""
+        stack = self._filled(run, working_dtype(_sources(run.step)))
+        return (stack.view(torch.uint16) if stack.dtype == torch.bfloat16 else stack).numpy()
+
+    def _filled(self, run: Run, dtype: torch.dtype) -> Float[Tensor, "rows entries"]:
         step, size = run.step, run.stop - run.start
-        sources = [*step.experts, *([step.base] if step.base else [])]
-        dtype = working_dtype(sources)
-        needed = (len(step.experts) + 1) * size
+        sources, needed = _sources(step), (len(step.experts) + 1) * size
         held = getattr(self._local, "stack", None)
         if held is None or held.dtype != dtype or held.numel() < needed:
             held = self._local.stack = torch.empty(needed, dtype=dtype)
@@ -139,11 +155,11 @@ class Chunks:
             source.read(run.start, run.stop, row)
         if step.base is None:
             stack[-1].zero_()
-        loaded = stack.numpy()
-        if not np.isfinite(loaded).all():  # one sweep while the chunk is in cache
-            for row, source in zip(loaded, sources, strict=False):
-                check_finite(source, row, step.name)
-        return loaded
+        integer, exponent = _EXPONENT[dtype]
+        if not finite(stack.view(integer).numpy(), exponent):
+            for row, source in zip(stack, sources, strict=False):
+                check_finite(source, row.double().numpy(), step.name)
+        return stack
 
     def chance(
         self, run: Run, rule: Rule, stack: Shaped[np.ndarray, "rows entries"]
@@ -152,10 +168,10 @@ class Chunks:
         step, n = run.step, len(run.step.experts)
         if not rule.random:
             return np.empty((n, 0), np.uint32), np.empty((n, 0))
-        draws = np.stack([uniforms(self.seed, i, step.name, *run[1:]) for i in step.positions])
+        drawn = draws(self.seed, step.positions, step.name, run.start, run.stop)
         if step.rule is None or step.rule.sparsify != "ranked":
-            return draws, np.empty((n, 0))
-        return draws, _ranked(step, rule, stack)
+            return drawn, np.empty((n, 0))
+        return drawn, _ranked(step, rule, stack)
 
 
 def is_row_local(step: Step) -> bool:
@@ -180,29 +196,23 @@ def by_rows(step: Step) -> bool:
     return not getattr(step.options, "nuslerp_flatten", True)
 
 
+def _sources(step: Step) -> list[Source]:
+    return [*step.experts, *([step.base] if step.base else [])]
+
+
 def _ranked(
     step: Step, rule: Rule, stack: Shaped[np.ndarray, "rows entries"]
 ) -> Float64[np.ndarray, "experts entries"]:
     """DELLA's keep probabilities; `keep_probabilities` says what they are."""
-    columns = step.columns
+    columns, shape = step.columns, (len(step.experts), stack.shape[1])
     widths = np.array(step.per_expert("epsilon")) * (2 if step.compat else 1)
-    chances = np.empty((len(step.experts), stack.shape[1]))
-    place = np.arange(columns, dtype=np.uint64)
-    for i, chance in enumerate(chances):
-        density, width = float(rule.keep[i]), float(widths[i])
+    sizes, chances = np.empty(shape, np.float32), np.empty(shape)
+    magnitudes(stack, rule, sizes)
+    for row, chance, density, width in zip(sizes, chances, rule.keep, widths, strict=True):
         if density >= 1 or density <= 0 or columns < 2:
             chance[:] = min(max(density, 0.0), 1.0)
             continue
-        check_window(density, width)
-        base = 0.0 if rule.is_delta[i] else stack[-1].astype(np.float64)
-        size = np.abs(stack[i].astype(np.float64) - base).astype(np.float32)
-        # One sort of (magnitude, place) packed into 64 bits ranks a row, ties by place.
-        packed = size.view(np.uint32).astype(np.uint64).reshape(-1, columns) << np.uint64(32)
-        packed |= place
-        packed.sort(axis=1)
-        order = (packed & np.uint64(0xFFFFFFFF)).astype(np.int64)
-        ramp = (density - width / 2) + width * (
-            np.arange(columns, dtype=np.float64) / (columns - 1)
-        )
-        np.put_along_axis(chance.reshape(-1, columns), order, ramp[None, :], axis=1)
+        check_window(float(density), float(width))
+        ramp = (density - width / 2) + width * (np.arange(columns) / (columns - 1))
+        spread_by_rank(row.view(np.uint32).reshape(-1, columns), ramp, chance)
     return chances

@@ -131,9 +131,9 @@ class Merger:
         """Thresholds of step 2 or 4 of the kernels over a group of tensors."""
         step, total = group[0], sum(s.entries for s in group)
 
-        def largest(ranks: Sequence[int]) -> Any:
-            capped = [min(rank, total) for rank in ranks]
-            return statistics.order_statistics(self.chunks, group, rule, capped)
+        def largest(*ranks: Sequence[int]) -> Any:
+            capped = [[min(rank, total) for rank in each] for each in ranks]
+            return statistics.order_statistics(self.chunks, group, rule, *capped)
 
         if step.rule is not None and step.rule.sparsify == "variance":
             rule = rule._replace(variance_floor=0.0)
@@ -142,7 +142,7 @@ class Merger:
                 return {}
             count = statistics.varying(self.chunks, group, rule) if share > 0 else 0
             keep = selected_count(count, share, as_mergekit=told) if share > 0 else 0
-            return {"variance_floor": float(largest([keep])[0]) if keep else np.inf}
+            return {"variance_floor": float(largest([keep])[0, 0]) if keep else np.inf}
         told, densities = step.compat is not None, step.per_expert("density")
         ranks = [
             band_ranks(total, density, gamma, as_mergekit=told)
@@ -151,11 +151,10 @@ class Merger:
         # mergekit lets a band keep nothing; a trim keeps one entry unless density is 0.
         least = 1 if told and step.rule is not None and step.rule.sparsify == "band" else 0
         dropped = np.array([d <= 0 or int(d * total) < least for d in densities])
-        lo = largest([low for low, _ in ranks])
-        lo[dropped] = np.inf
-        if all(high == 1 for _, high in ranks):
-            return {"lo": lo}
-        return {"lo": lo, "hi": largest([high for _, high in ranks])}
+        lows, highs = zip(*ranks, strict=True)
+        found = largest(lows) if set(highs) == {1} else largest(lows, highs)
+        found[0, dropped] = np.inf
+        return dict(zip(("lo", "hi"), found, strict=False))
 
     def _maker(self, step: Step) -> Callable[[Run], Tensor]:
         """A function from a run to its merged entries in the output's dtype."""
@@ -168,7 +167,7 @@ class Merger:
             rule = self.rule(step)
 
             def merged(run: Run) -> Tensor:
-                stack, out = self.chunks.load(run), _blank(run)
+                stack, out = self.chunks.pack(run), _blank(run)
                 kernels.merge(stack, rule, *self.chunks.chance(run, rule, stack), out)
                 return _typed(out, step)
 
@@ -177,7 +176,7 @@ class Merger:
 
         def combined(run: Run) -> Tensor:
             out = _blank(run)
-            kernels.combine(self.chunks.load(run), coefficients, out)
+            kernels.combine(self.chunks.pack(run), coefficients, out)
             return _typed(out, step)
 
         return combined

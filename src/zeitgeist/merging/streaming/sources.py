@@ -24,7 +24,7 @@ class Source(Protocol):
     """One input of one output tensor.
 
     ``is_delta`` says that the entries are already a difference from the base. ``exact`` is the
-    narrowest dtype that holds every entry unrounded.
+    narrowest of bfloat16, float32 and float64 that holds every entry unrounded.
     """
 
     @property
@@ -57,7 +57,7 @@ class OnDisk:
 
     @property
     def exact(self) -> torch.dtype:
-        return torch.float64 if self.dtype == torch.float64 else torch.float32
+        return _holding(self.dtype)
 
     def read(self, start: int, stop: int, out: Tensor) -> None:
         self.checkpoint.read(self.name, start, out)
@@ -72,7 +72,7 @@ class Stored:
 
     @property
     def exact(self) -> torch.dtype:
-        return torch.float64 if self.flat.dtype == torch.float64 else torch.float32
+        return _holding(self.flat.dtype)
 
     def read(self, start: int, stop: int, out: Tensor) -> None:
         out.copy_(self.flat[start:stop])
@@ -128,7 +128,7 @@ class Unchanged:
     """The update of a tensor that an adapter does not touch."""
 
     is_delta: bool = True
-    exact: torch.dtype = torch.float32
+    exact: torch.dtype = torch.bfloat16
 
     def read(self, start: int, stop: int, out: Tensor) -> None:
         out.zero_()
@@ -176,7 +176,10 @@ def check_finite(source: Source, values: Shaped[np.ndarray, " entries"], name: s
         )
 
 
+def _holding(dtype: torch.dtype) -> torch.dtype:
+    return dtype if dtype in (torch.bfloat16, torch.float64) else torch.float32
+
+
 def working_dtype(sources: Sequence[Source]) -> torch.dtype:
-    """float32 where that holds every entry unrounded, else float64."""
-    wide = any(source.exact == torch.float64 for source in sources)
-    return torch.float64 if wide else torch.float32
+    """The narrowest of bfloat16, float32 and float64 that holds every entry unrounded."""
+    return max((source.exact for source in sources), key=lambda dtype: dtype.itemsize)
