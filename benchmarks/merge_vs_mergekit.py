@@ -203,11 +203,21 @@ def wrongly_rounded() -> dict[str, float]:
     return {**shares, "mergekit": float((got != exact).double().mean())}
 
 
-def run(work: Path, mergekit: Path, *, quick: bool, repeats: int, slow: int) -> dict[str, Any]:
-    """Every figure, as records."""
+def run(
+    work: Path,
+    mergekit: Path,
+    save: Callable[[dict[str, Any]], None],
+    *,
+    quick: bool,
+    repeats: int,
+    slow: int,
+) -> dict[str, Any]:
+    """Every figure, as records; ``save`` is told after each, so that an interruption keeps them."""
     ours = [sys.executable, "-m", "zeitgeist", "merge"]
     out = work / "out"
     rows: list[dict[str, Any]] = []
+    size = sum(f.stat().st_size for f in (work / "1" / "base").glob("*.safetensors"))
+    result = {"model_bytes": size, "rows": rows, "wrongly_rounded": wrongly_rounded()}
 
     def note(text: str) -> None:
         print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
@@ -223,6 +233,7 @@ def run(work: Path, mergekit: Path, *, quick: bool, repeats: int, slow: int) -> 
         figures = f"{cost.wall:.1f} s, {cost.cpu:.1f} CPU-s, {cost.anonymous:.0f} MB"
         note(f"{label} {kind} {about}: {figures}")
         rows.append({"method": label, "who": kind, "runs": times, **about, **cost._asdict()})
+        save(result)
 
     def zeitgeist(path: Path, threads: int) -> Callable[[], Cost]:
         command = [*ours, str(path), "-o", str(out), "--threads", str(threads)]
@@ -248,15 +259,16 @@ def run(work: Path, mergekit: Path, *, quick: bool, repeats: int, slow: int) -> 
     timed("cp of the output", "floor", repeats, copied([one / "base"]))
     timed("cp of all inputs", "floor", repeats, copied([one / e for e in ("base", *EXPERTS)]))
     for method, (peers, native) in METHODS.items():
-        fast = method in ("linear", "task_arithmetic", "ties")
-        parity = recipe(work, 1, method, peers, compat="mergekit")
+        fast = method in ("linear", "task_arithmetic")
         timed(
             method, "zeitgeist", repeats, zeitgeist(recipe(work, 1, method, native), 1), threads=1
         )
-        timed(method, "zeitgeist, compat", repeats, zeitgeist(parity, 1), threads=1)
+        if method in ("ties", "dare_ties"):
+            parity = recipe(work, 1, method, peers, compat="mergekit")
+            timed(method, "zeitgeist, compat", repeats, zeitgeist(parity, 1), threads=1)
         plain = recipe(work, 1, method, peers)
         timed(method, "mergekit", repeats if fast else slow, theirs(plain, 1), threads=1)
-    for method in ("linear", "task_arithmetic", "ties"):
+    for method in ("task_arithmetic", "ties"):
         peers, native = METHODS[method]
         timed(
             method, "zeitgeist", repeats, zeitgeist(recipe(work, 1, method, native), 2), threads=2
@@ -264,14 +276,13 @@ def run(work: Path, mergekit: Path, *, quick: bool, repeats: int, slow: int) -> 
         eight = recipe(work, 8, method, native)
         timed(method, "zeitgeist", repeats, zeitgeist(eight, 1), threads=1, shards=8)
         timed(method, "zeitgeist", repeats, zeitgeist(eight, 2), threads=2, shards=8)
-        if not quick:
+        if not quick and method == "task_arithmetic":
             timed(method, "mergekit", slow, theirs(recipe(work, 1, method, peers), 2), threads=2)
             plain = recipe(work, 8, method, peers)
             timed(method, "mergekit", slow, theirs(plain, 1), threads=1, shards=8)
     shutil.rmtree(out, ignore_errors=True)
     shutil.rmtree(work / "copy", ignore_errors=True)
-    size = sum(f.stat().st_size for f in (one / "base").glob("*.safetensors"))
-    return {"model_bytes": size, "rows": rows, "wrongly_rounded": wrongly_rounded()}
+    return result
 
 
 def table(result: dict[str, Any]) -> str:
@@ -314,17 +325,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     work = given.work / ("quick" if given.quick else "full")
     if not (work / "8" / EXPERTS[-1] / "config.json").exists():
         make_family(work, quick=given.quick)
+
+    def save(result: dict[str, Any]) -> None:
+        if given.output:
+            given.output.parent.mkdir(parents=True, exist_ok=True)
+            given.output.write_text(json.dumps(result, indent=1) + "\n")
+
     result = run(
         work,
         given.mergekit or peer(given.work),
+        save,
         quick=given.quick,
         repeats=1 if given.quick else given.repeats,
         slow=1 if given.quick else given.slow_repeats,
     )
+    save(result)
     print(table(result))
-    if given.output:
-        given.output.parent.mkdir(parents=True, exist_ok=True)
-        given.output.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
