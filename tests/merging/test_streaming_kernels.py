@@ -10,7 +10,7 @@ from zeitgeist.merging.methods import make_options
 from zeitgeist.merging.randomness import uniforms
 from zeitgeist.merging.streaming import statistics
 from zeitgeist.merging.streaming.chunks import Chunks, Run
-from zeitgeist.merging.streaming.draws import draws
+from zeitgeist.merging.streaming.draws import draws, words_shape
 from zeitgeist.merging.streaming.histogram import descend
 from zeitgeist.merging.streaming.merger import first_rule
 from zeitgeist.merging.streaming.ranks import spread_by_rank
@@ -40,7 +40,8 @@ def step_of(x, name="w"):
 )
 @settings(max_examples=50, deadline=None)
 def test_compiled_draws_are_the_specified_ones(seed, experts, start, length):
-    rows = draws(seed, experts, "a.weight", start, start + length)
+    words = np.empty(words_shape(len(experts), start, start + length), np.uint64)
+    rows = draws(seed, experts, "a.weight", start, start + length, words)
     assert rows.shape == (len(experts), length)
     for row, expert in zip(rows, experts, strict=True):
         assert (row == uniforms(seed, expert, "a.weight", start, start + length)).all()
@@ -75,13 +76,14 @@ def test_descending_finds_the_bin_of_a_rank(counts, data):
     above = int(counts[place + 1 :].sum())
     assert above < rank <= above + counts[place]
     assert left == rank - above
+    assert descend(counts, int(counts.sum()) + 1)[0] == -1
 
 
 def test_equal_magnitudes_rank_by_their_place():
     generator = np.random.default_rng(0)
     sizes = generator.integers(0, 4, (7, 301)).astype(np.float32)
     ramp, out = generator.random(301), np.empty(7 * 301)
-    spread_by_rank(sizes.view(np.uint32), ramp, out)
+    spread_by_rank(sizes.view(np.uint32), ramp, out, np.empty(sizes.shape, np.uint64))
     order = np.argsort(sizes, axis=1, kind="stable")
     want = np.empty_like(out).reshape(7, 301)
     np.put_along_axis(want, order, ramp[None, :], axis=1)

@@ -1,5 +1,6 @@
 """Runs of entries on a few threads: cutting, loading, random draws, progress."""
 
+import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,11 +9,11 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 from jaxtyping import Float, Float64, Shaped, UInt32
-from torch import Tensor
+from numpy.typing import DTypeLike
 from tqdm import tqdm
 
 from zeitgeist.merging.sparsify import check_window
-from zeitgeist.merging.streaming.draws import draws
+from zeitgeist.merging.streaming.draws import draws, words_shape
 from zeitgeist.merging.streaming.kernels import BLOCK, Rule, finite, magnitudes
 from zeitgeist.merging.streaming.ranks import spread_by_rank
 from zeitgeist.merging.streaming.sources import Source, check_finite, working_dtype
@@ -20,11 +21,12 @@ from zeitgeist.merging.streaming.steps import Step
 
 CHUNK = 1 << 17  # entries; the float32 chunks of a base and three experts fit second-level cache
 
-# How a dtype is looked at to find what is not finite, and the bits of its exponent
-_EXPONENT = {
-    torch.bfloat16: (torch.uint16, np.uint16(0x7F80)),
-    torch.float32: (torch.uint32, np.uint32(0x7F800000)),
-    torch.float64: (torch.uint64, np.uint64(0x7FF0000000000000)),
+# How numpy holds the entries of a stack, and the bits of their exponents by their size
+_NUMPY = {torch.bfloat16: np.uint16, torch.float32: np.float32, torch.float64: np.float64}
+_EXPONENT: dict[int, np.unsignedinteger[Any]] = {
+    2: np.uint16(0x7F80),
+    4: np.uint32(0x7F800000),
+    8: np.uint64(0x7FF0000000000000),
 }
 
 Job = TypeVar("Job")
@@ -126,6 +128,18 @@ class Chunks:
                 bar.update(run.stop - run.start)
         return results
 
+    def scratch(self, use: str, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
+        """Memory of this thread, not cleared; the next call for the same use hands it out again.
+
+        Fresh memory for every run would be given back to the system and be faulted in anew page by
+        page: more than the arithmetic costs.
+        """
+        held: dict[str, np.ndarray] = self._local.__dict__.setdefault("scratch", {})
+        nbytes = math.prod(shape) * np.dtype(dtype).itemsize
+        if use not in held or held[use].nbytes < nbytes:
+            held[use] = np.empty(nbytes, np.uint8)
+        return held[use][:nbytes].view(dtype).reshape(shape)
+
     def load(self, run: Run) -> Float[np.ndarray, "rows entries"]:
         """The experts' entries and behind them the base's (zeros without one), in one buffer.
 
@@ -137,27 +151,26 @@ class Chunks:
             An input holds NaN or infinity.
         """
         dtype = working_dtype(_sources(run.step))
-        return self._filled(run, torch.float32 if dtype == torch.bfloat16 else dtype).numpy()
+        return self._filled(run, np.float64 if dtype == torch.float64 else np.float32)
 
     def pack(self, run: Run) -> Shaped[np.ndarray, "rows entries"]:
         """The same as the kernels take it: bfloat16 stays as its bits, in uint16."""
-        stack = self._filled(run, working_dtype(_sources(run.step)))
-        return (stack.view(torch.uint16) if stack.dtype == torch.bfloat16 else stack).numpy()
+        dtype = working_dtype(_sources(run.step))
+        return self._filled(run, _NUMPY[dtype])
 
-    def _filled(self, run: Run, dtype: torch.dtype) -> Float[Tensor, "rows entries"]:
-        step, size = run.step, run.stop - run.start
-        sources, needed = _sources(step), (len(step.experts) + 1) * size
-        held = getattr(self._local, "stack", None)
-        if held is None or held.dtype != dtype or held.numel() < needed:
-            held = self._local.stack = torch.empty(needed, dtype=dtype)
-        stack = held[:needed].view(-1, size)
-        for row, source in zip(stack, sources, strict=False):
+    def _filled(self, run: Run, dtype: DTypeLike) -> Shaped[np.ndarray, "rows entries"]:
+        step, sources = run.step, _sources(run.step)
+        stack = self.scratch("stack", (len(step.experts) + 1, run.stop - run.start), dtype)
+        rows = torch.from_numpy(stack)
+        if stack.dtype == np.uint16:
+            rows = rows.view(torch.bfloat16)
+        for row, source in zip(rows, sources, strict=False):
             source.read(run.start, run.stop, row)
         if step.base is None:
-            stack[-1].zero_()
-        integer, exponent = _EXPONENT[dtype]
-        if not finite(stack.view(integer).numpy(), exponent):
-            for row, source in zip(stack, sources, strict=False):
+            stack[-1] = 0
+        exponent = _EXPONENT[stack.itemsize]
+        if not finite(stack.view(exponent.dtype), exponent):
+            for row, source in zip(rows, sources, strict=False):
                 check_finite(source, row.double().numpy(), step.name)
         return stack
 
@@ -168,10 +181,30 @@ class Chunks:
         step, n = run.step, len(run.step.experts)
         if not rule.random:
             return np.empty((n, 0), np.uint32), np.empty((n, 0))
-        drawn = draws(self.seed, step.positions, step.name, run.start, run.stop)
+        words = self.scratch("draws", words_shape(n, run.start, run.stop), np.uint64)
+        drawn = draws(self.seed, step.positions, step.name, run.start, run.stop, words)
         if step.rule is None or step.rule.sparsify != "ranked":
             return drawn, np.empty((n, 0))
-        return drawn, _ranked(step, rule, stack)
+        return drawn, self._ranked(step, rule, stack)
+
+    def _ranked(
+        self, step: Step, rule: Rule, stack: Shaped[np.ndarray, "rows entries"]
+    ) -> Float64[np.ndarray, "experts entries"]:
+        """DELLA's keep probabilities; `keep_probabilities` says what they are."""
+        columns, shape = step.columns, (len(step.experts), stack.shape[1])
+        widths = np.array(step.per_expert("epsilon")) * (2 if step.compat else 1)
+        sizes = self.scratch("sizes", shape, np.float32)
+        chances = self.scratch("chances", shape, np.float64)
+        magnitudes(stack, rule, sizes)
+        for row, chance, density, width in zip(sizes, chances, rule.keep, widths, strict=True):
+            if density >= 1 or density <= 0 or columns < 2:
+                chance[:] = min(max(density, 0.0), 1.0)
+                continue
+            check_window(float(density), float(width))
+            ramp = (density - width / 2) + width * (np.arange(columns) / (columns - 1))
+            bits = row.view(np.uint32).reshape(-1, columns)
+            spread_by_rank(bits, ramp, chance, self.scratch("ranks", bits.shape, np.uint64))
+        return chances
 
 
 def is_row_local(step: Step) -> bool:
@@ -198,21 +231,3 @@ def by_rows(step: Step) -> bool:
 
 def _sources(step: Step) -> list[Source]:
     return [*step.experts, *([step.base] if step.base else [])]
-
-
-def _ranked(
-    step: Step, rule: Rule, stack: Shaped[np.ndarray, "rows entries"]
-) -> Float64[np.ndarray, "experts entries"]:
-    """DELLA's keep probabilities; `keep_probabilities` says what they are."""
-    columns, shape = step.columns, (len(step.experts), stack.shape[1])
-    widths = np.array(step.per_expert("epsilon")) * (2 if step.compat else 1)
-    sizes, chances = np.empty(shape, np.float32), np.empty(shape)
-    magnitudes(stack, rule, sizes)
-    for row, chance, density, width in zip(sizes, chances, rule.keep, widths, strict=True):
-        if density >= 1 or density <= 0 or columns < 2:
-            chance[:] = min(max(density, 0.0), 1.0)
-            continue
-        check_window(float(density), float(width))
-        ramp = (density - width / 2) + width * (np.arange(columns) / (columns - 1))
-        spread_by_rank(row.view(np.uint32).reshape(-1, columns), ramp, chance)
-    return chances

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt32
+from jaxtyping import UInt32, UInt64
 from llvmlite import ir  # type: ignore[import-untyped]  # numba's own, which has no types
 from numba import types
 from numba.extending import intrinsic
@@ -22,20 +22,31 @@ _M0, _M1 = np.uint64(0xD2E7470EE14C6C93), np.uint64(0xCA5A826395121157)
 _W0, _W1 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBB67AE8584CAA73B)
 
 
+def words_shape(experts: int, start: int, stop: int) -> tuple[int, int, int]:
+    """The shape of the words that hold the draws of the entries ``start`` to ``stop``."""
+    first, last = start // DRAWS_PER_BLOCK, -(-stop // DRAWS_PER_BLOCK)
+    return experts, last - first, DRAWS_PER_BLOCK // 2
+
+
 def draws(
-    seed: int, experts: Sequence[int], tensor: str, start: int, stop: int
+    seed: int,
+    experts: Sequence[int],
+    tensor: str,
+    start: int,
+    stop: int,
+    words: UInt64[np.ndarray, "experts blocks 4"],
 ) -> UInt32[np.ndarray, "experts draws"]:
-    """`uniforms` of several experts, one per row.
+    """`uniforms` of several experts, one per row, made in ``words``.
 
     Examples
     --------
     >>> from zeitgeist.merging.randomness import uniforms
-    >>> rows = draws(7, [0, 2], "norm.weight", 13, 20)
+    >>> words = np.empty(words_shape(2, 13, 20), np.uint64)
+    >>> rows = draws(7, [0, 2], "norm.weight", 13, 20, words)
     >>> bool((rows[1] == uniforms(7, 2, "norm.weight", 13, 20)).all())
     True
     """
-    first, last = start // DRAWS_PER_BLOCK, -(-stop // DRAWS_PER_BLOCK)
-    words = np.empty((len(experts), last - first, DRAWS_PER_BLOCK // 2), np.uint64)
+    first = start // DRAWS_PER_BLOCK
     for expert, blocks in zip(experts, words, strict=True):
         _philox(*map(np.uint64, philox_key(seed, expert, tensor)), first, blocks)
     halves = words.reshape(len(experts), -1).astype("<u8", copy=False).view("<u4")

@@ -5,35 +5,38 @@ counter for all above it, give the k-th largest exactly if it lies in the window
 """
 
 import numpy as np
-from jaxtyping import Integer
 
 from zeitgeist.merging.streaming.compiled import compiled
 
 COARSE_BITS = 15  # a coarse bin holds the patterns that share the upper 16 of 31 bits
 COARSE_BINS = 1 << 16
-_STRIDE = 1024
+_STRIDE = 4096
 
 
-def descend(counts: Integer[np.ndarray, " bins"], rank: int) -> tuple[int, int]:
-    """The bin of the ``rank``-th largest, and its rank within that bin.
+@compiled
+def descend(counts, rank):  # type: ignore[no-untyped-def]
+    """The bin of the ``rank``-th largest and its rank within that bin; (-1, _) if there is none.
 
     Examples
     --------
     >>> descend(np.array([5, 2, 3]), 4)
     (1, 1)
     """
-    # A sum per stride first: a cumulative sum over a million bins costs more than a small tensor.
-    sums = np.add.reduceat(counts, np.arange(0, len(counts), _STRIDE), dtype=np.int64)
-    stride, rank = _descend(sums, rank)
-    start = stride * _STRIDE
-    place, rank = _descend(counts[start : start + _STRIDE], rank)
-    return start + place, rank
-
-
-def _descend(counts: Integer[np.ndarray, " bins"], rank: int) -> tuple[int, int]:
-    above = np.cumsum(counts[::-1], dtype=np.int64)
-    place = int(np.searchsorted(above, rank))
-    return len(counts) - 1 - place, rank - int(above[place - 1] if place else 0)
+    left, stop = np.int64(rank), counts.size
+    while stop > 0:
+        # Whole strides first: adding is vectorised, looking for the place is not.
+        part, inside = counts[max(0, stop - _STRIDE) : stop], np.int64(0)
+        for j in range(part.size):
+            inside += np.int64(part[j])
+        if left <= inside:
+            break
+        left -= inside
+        stop -= part.size
+    place = stop - 1
+    while place >= 0 and left > counts[place]:
+        left -= np.int64(counts[place])
+        place -= 1
+    return place, left
 
 
 @compiled

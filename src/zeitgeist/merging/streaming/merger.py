@@ -167,7 +167,7 @@ class Merger:
             rule = self.rule(step)
 
             def merged(run: Run) -> Tensor:
-                stack, out = self.chunks.pack(run), _blank(run)
+                stack, out = self.chunks.pack(run), self._blank(run)
                 kernels.merge(stack, rule, *self.chunks.chance(run, rule, stack), out)
                 return _typed(out, step)
 
@@ -175,11 +175,15 @@ class Merger:
         coefficients = self.coefficients(step)
 
         def combined(run: Run) -> Tensor:
-            out = _blank(run)
+            out = self._blank(run)
             kernels.combine(self.chunks.pack(run), coefficients, out)
             return _typed(out, step)
 
         return combined
+
+    def _blank(self, run: Run) -> np.ndarray:
+        dtype = _KERNEL_DTYPE[run.step.dtype]
+        return self.chunks.scratch("out", (run.stop - run.start,), dtype)
 
     def coefficients(self, step: Step) -> Float64[np.ndarray, " rows"]:
         """What each expert and the base are multiplied with, for methods that are such a sum."""
@@ -305,10 +309,6 @@ def _copied(origin: Source, run: Run) -> Tensor:
     if merged:
         check_finite(origin, values.numpy(), step.name)
     return _in_range(step, round_once(values, dtype))
-
-
-def _blank(run: Run) -> np.ndarray:
-    return np.empty(run.stop - run.start, _KERNEL_DTYPE[run.step.dtype])
 
 
 def _typed(out: np.ndarray, step: Step) -> Tensor:

@@ -91,7 +91,7 @@ def _sampled(
                 runs.append(Run(step, own, min(own + length, step.entries)))
                 start = next(starts, None)
             before += step.entries
-    return list(chunks.map(lambda run: _magnitudes(chunks, run, rule, rows), runs))
+    return list(chunks.map(lambda run: _magnitudes(chunks, run, rule, rows).copy(), runs))
 
 
 def _predicted(row: int, parts: Sequence[Float32[np.ndarray, " _"]], share: float) -> _Window:
@@ -128,8 +128,8 @@ def _within(
     above, counts = _counted(chunks, steps, rule, rows, windows)
     bits = []
     for window, rank, higher, own in zip(windows, ranks, above, counts, strict=True):
-        inside = 0 < rank - higher <= own.sum(dtype=np.int64)
-        bits.append(window.lowest + descend(own, rank - int(higher))[0] if inside else -1)
+        place = descend(own, rank - higher)[0] if rank > higher else -1
+        bits.append(window.lowest + place if place >= 0 else -1)
     return bits
 
 
@@ -175,7 +175,8 @@ def _coarse(
 def _magnitudes(
     chunks: Chunks, run: Run, rule: Rule, rows: int
 ) -> Float32[np.ndarray, "rows entries"]:
-    out = np.empty((rows, run.stop - run.start), np.float32)
+    """Magnitudes of a run, in scratch memory of the thread."""
+    out = chunks.scratch("sizes", (rows, run.stop - run.start), np.float32)
     kernels.magnitudes(chunks.pack(run), rule, out)
     return out
 

@@ -68,7 +68,7 @@ class Sink(Protocol):
         """Names of the tensors that are still to be written."""
 
     def write(self, name: str, start: int, values: Tensor) -> None:
-        """Take the entries of a flattened tensor from ``start`` on."""
+        """Take the entries of a flattened tensor from ``start`` on; they are gone afterwards."""
 
     def done(self, name: str) -> None:
         """All entries of a tensor have been written."""
