@@ -19,12 +19,14 @@ from zeitgeist.merging.methods import METHODS
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path_factory, monkeypatch):
-    """No test writes into the working directory of the suite, or reaches the hub."""
+    """No test writes into the suite's working directory, reaches the hub or waits for the disk."""
     from huggingface_hub import constants
 
     monkeypatch.chdir(tmp_path_factory.mktemp("working"))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path_factory.mktemp("hub")))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("zeitgeist.checkpoints.writer._flush", lambda _: None, raising=False)
+    monkeypatch.setattr("zeitgeist.checkpoints.atomic.sync", lambda _: None, raising=False)
 
 
 @pytest.fixture

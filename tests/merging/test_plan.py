@@ -456,6 +456,30 @@ def test_weights_that_cannot_be_meant_are_refused(recipe, weights, what, family3
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("compat", [None, "mergekit"])
+def test_keep_probabilities_that_are_none_are_refused_from_headers(compat, family32):
+    recipe = three_with(family32, family32.experts[0], compat=compat)
+    recipe |= {"merge_method": "della", "parameters": {"density": 0.1, "epsilon": 0.3}}
+    with pytest.raises(InputInvalid, match="make epsilon smaller"):
+        planned(recipe)
+
+
+def test_adapters_of_other_bases_are_noted(family32, save_lora, tmp_path):
+    other = family32.experts[0]
+    loras = [
+        save_lora(tmp_path / "own", 1, base=family32.base),
+        save_lora(tmp_path / "foreign", 2, base=other),
+        save_lora(tmp_path / "hub", 3, base="org/model"),
+    ]
+    recipe = three_with(family32, loras[0])
+    notes = planned(recipe).notes
+    assert not any("trained" in note for note in notes)
+    recipe["models"] = [{"model": str(lora)} for lora in loras]
+    told = " ".join(note for note in planned(recipe).notes if "trained" in note)
+    assert f"{str(loras[1])!r} was trained on {str(other)!r}" in told
+    assert "different models" in told and "'org/model'" in told
+
+
 # What it will cost ------------------------------------------------------------------------------
 
 

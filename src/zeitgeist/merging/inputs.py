@@ -1,6 +1,6 @@
 """The models a merge reads: a checkpoint, or an adapter laid over one."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -193,6 +193,28 @@ def open_models(
         if found.adapter is not None:
             _check_fit(found.adapter, found.checkpoint)
     return models
+
+
+def foreign_bases(models: Iterable[Model]) -> list[str]:
+    """Where an adapter says that it belongs to another model than it is laid over.
+
+    Only what can be known: a base that is another directory here, or adapters laid over one model
+    that do not name the same.
+    """
+    notes: list[str] = []
+    named: dict[Path, dict[str, str]] = {}
+    for model in models:
+        if model.adapter is None or model.adapter.base is None:
+            continue
+        own, place = Path(model.adapter.base), model.checkpoint.path
+        if own.is_dir() and own.resolve() != place.resolve():
+            notes.append(f"{model.reference!r} was trained on {str(own)!r} and lies over {place}")
+        named.setdefault(place, {})[model.adapter.base] = model.reference
+    for place, bases in named.items():
+        if len(bases) > 1:
+            listed = ", ".join(f"{reference!r} on {base!r}" for base, reference in bases.items())
+            notes.append(f"the adapters over {place} were trained on different models: {listed}")
+    return notes
 
 
 def close_models(models: Mapping[str, Model]) -> None:

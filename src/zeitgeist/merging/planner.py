@@ -19,12 +19,13 @@ from zeitgeist.merging.configuration import (
     text_part,
     vocabulary_height,
 )
-from zeitgeist.merging.inputs import Model
+from zeitgeist.merging.inputs import Model, foreign_bases
 from zeitgeist.merging.lines import is_behind
 from zeitgeist.merging.methods import METHODS, check_weights, make_options
 from zeitgeist.merging.plan import Plan
 from zeitgeist.merging.recipes.method_parameters import experts_of
 from zeitgeist.merging.recipes.recipe import Recipe, Slice
+from zeitgeist.merging.sparsify import check_window
 from zeitgeist.merging.streaming.sources import Gathered, Source
 from zeitgeist.merging.streaming.steps import Step
 from zeitgeist.merging.vocabulary import Alignment, fill_rows, vocabulary_axis
@@ -91,6 +92,7 @@ class _Planner:
         if not steps:
             raise CheckpointInvalid("nothing is left to write", origin=self.recipe.origin)
         self.notes += differing_settings(self.origin, self.models.values())
+        self.notes += foreign_bases(self.models.values())
         untied = bool({step.name for step in steps} & set(self.origin.checkpoint.tied))
         if untied:
             self.notes.append("some inputs tie their output head and some do not: it is untied")
@@ -294,7 +296,7 @@ class _Planner:
             weights = [1.0] * len(experts)
         if recipe.lines is None and (recipe.method == "slerp" or base is None):
             below = None
-        yield Step(
+        step = Step(
             name=name,
             shape=shape,
             dtype=self._dtype(stored),
@@ -307,6 +309,12 @@ class _Planner:
             weights_given=given,
             compat=recipe.compat,
         )
+        if step.rule is not None and step.rule.sparsify == "ranked":
+            windows = zip(step.per_expert("density"), step.per_expert("epsilon"), strict=True)
+            for density, epsilon in windows:
+                if 0 < density < 1:
+                    check_window(density, epsilon * (2 if recipe.compat else 1))
+        yield step
 
     def _start(self, part: Slice, name: str, at: Mapping[str, str]) -> tuple[Model, str] | None:
         """Where LiNeS scales the update from, for a method that looks at no base itself."""
