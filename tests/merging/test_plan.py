@@ -358,6 +358,13 @@ def test_a_module_that_no_model_has_is_refused(towers):
         planned(recipe)
 
 
+def test_modules_that_overlap_are_refused(towers):
+    models = {"models": [{"model": str(path)} for path in towers]}
+    recipe = {"merge_method": "linear", "modules": {"text": models, "text.model": models}}
+    with pytest.raises(RecipeInvalid, match=r"'text' and 'text\.model' both have 'text\.model"):
+        planned(recipe)
+
+
 # Models that do not fit -------------------------------------------------------------------------
 
 
@@ -433,6 +440,56 @@ def test_settings_that_make_equal_shapes_mean_different_things_are_noted(
     other = rewrite(family32.experts[0], tmp_path / "other", rms_norm_eps=1e-3)
     notes = planned(three_with(family32, other)).notes
     assert any("rms_norm_eps is 0.001 in" in note and str(other) in note for note in notes)
+
+
+def odd(family32, rewrite, folder, name, make):
+    """The family with one more tensor, ``make(i)`` in the i-th model."""
+    models = [
+        rewrite(path, folder / path.name, lambda held, i=i: held | {name: make(i)})
+        for i, path in enumerate((family32.base, *family32.experts))
+    ]
+    return type(family32)(models[0], tuple(models[1:]))
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "linear",
+        "slerp",
+        "nuslerp",
+        "model_stock",
+        "nearswap",
+        "ties",
+        "della",
+        "breadcrumbs",
+        "sce",
+    ],
+)
+def test_tensors_of_no_entries_and_of_one_pass_through_every_method(
+    method, family32, rewrite, tmp_path
+):
+    family = odd(family32, rewrite, tmp_path / "a", "empty", lambda i: torch.empty(0, 4))
+    family = odd(family, rewrite, tmp_path / "b", "one", lambda i: torch.tensor(1.0 + i / 8))
+    told = METHODS[method]
+    count = 1 if told.max_experts == 1 or method == "slerp" else told.max_experts or 3
+    recipe = {"merge_method": method, "models": [{"model": str(x)} for x in family.experts[:count]]}
+    if told.needs_base != "no":
+        recipe["base_model"] = str(family.base)
+    got = weights_of(run(recipe, tmp_path / "out"))
+    assert got["empty"].shape == (0, 4) and got["one"].shape == ()
+    assert 1 <= got["one"].item() <= 1.75
+
+
+def test_tensors_too_coarse_to_round_to_need_another_dtype(family32, rewrite, tmp_path):
+    def make(i):
+        return torch.full((4,), 1.0 + i).to(torch.float8_e4m3fn)
+
+    family = odd(family32, rewrite, tmp_path / "family", "coarse", make)
+    recipe = {"merge_method": "linear", "models": [{"model": str(x)} for x in family.experts]}
+    with pytest.raises(CheckpointInvalid, match=r"'coarse' is float8_e4m3fn.*out_dtype: bfloat16"):
+        planned(recipe)
+    got = weights_of(run(recipe | {"out_dtype": "bfloat16"}, tmp_path / "out"))
+    assert got["coarse"].tolist() == [3.0] * 4
 
 
 @pytest.mark.parametrize(

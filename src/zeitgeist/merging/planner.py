@@ -25,6 +25,7 @@ from zeitgeist.merging.methods import METHODS, check_weights, make_options
 from zeitgeist.merging.plan import Plan
 from zeitgeist.merging.recipes.method_parameters import experts_of
 from zeitgeist.merging.recipes.recipe import Recipe, Slice
+from zeitgeist.merging.rounding import ROUNDABLE
 from zeitgeist.merging.sparsify import check_window
 from zeitgeist.merging.streaming.sources import Gathered, Source
 from zeitgeist.merging.streaming.steps import Step
@@ -82,9 +83,17 @@ class _Planner:
             (module, list(self._named(module)), slices)
             for module, slices in self.recipe.modules.items()
         ]
+        owner: dict[str, str] = {}
+        for module, names, _ in parts:
+            for name in names:
+                if owner.setdefault(name, module) != module:
+                    raise RecipeInvalid(
+                        f"the modules {owner[name]!r} and {module!r} both have {name!r}",
+                        origin=self.recipe.origin,
+                        mend="name modules that do not overlap",
+                    )
         steps = [step for part in parts for step in self._module(*part)]
-        covered = {name for _, names, _ in parts for name in names}
-        outside = [name for name in self.origin.names if name not in covered]
+        outside = [name for name in self.origin.names if name not in owner]
         if outside:
             self.notes.append(f"{len(outside)} tensors outside the modules are the base's")
         steps += [self._copy(name, self.origin) for name in outside]
@@ -258,9 +267,15 @@ class _Planner:
         shape = self._shape(name, wanted)
         lead, lead_name = (base, base_name) if base else (models[0], names[0])
         stored = lead.specs[lead_name].dtype  # type: ignore[index]
-        if not stored.is_floating_point:
+        if not stored.is_floating_point or 0 in shape:
             yield self._copy(name, lead, lead_name)
             return
+        if self._dtype(stored) not in ROUNDABLE:
+            raise CheckpointInvalid(
+                f"tensor {name!r} is {str(stored).removeprefix('torch.')}, too coarse for a merge",
+                origin=recipe.origin,
+                mend="set out_dtype: bfloat16 (--dtype bfloat16)",
+            )
         weights, given = [], False
         for i in have:
             weight = recipe.parameter(
