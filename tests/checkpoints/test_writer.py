@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import pytest
 import torch
@@ -246,6 +247,24 @@ def test_the_refusals_of_a_new_directory_hold(tmp_path: Path, tiny_llama: Path) 
         pass
 
 
+def test_a_page_the_disk_lost_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = Event()
+
+    def full(descriptor: int) -> None:
+        tried.set()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("zeitgeist.checkpoints.writer._flush", full)
+    specs = specs_of({"a": torch.zeros(4)})
+    with (
+        pytest.raises(InputInvalid, match="the disk is full"),
+        CheckpointWriter(tmp_path / "out", specs) as writer,
+    ):
+        fill(writer, {"a": torch.zeros(4)})
+        assert tried.wait(10)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_disk_too_small_is_noticed_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -391,6 +410,9 @@ with CheckpointWriter(Path(sys.argv[1]), specs, shard_bytes=8000) as writer:
         writer.write(name, 0, torch.full((500 if name == "c" else 1000,), float(i)))
         if name != "c":
             writer.done(name)
+    journal = Path(sys.argv[1]).with_name(".out.partial") / ".journal"
+    while journal.read_text().count("\\n") < 3:  # notes follow a moment later
+        time.sleep(0.01)
     print("ready", flush=True)
     time.sleep(60)
 """

@@ -4,8 +4,9 @@ All shapes are known before the first value is, so the headers are written first
 gets its final size; then any thread may put any piece of any tensor in its place. Nothing is held
 in memory, no shard is assembled, and the order of the pieces does not change a byte.
 
-Each finished tensor is forced to the disk and noted in a journal beside the shards. A writer that
-is asked to resume goes on after the last note.
+Each finished tensor is forced to the disk and then noted in a journal beside the shards, both
+behind the back of whoever writes the next one. A writer that is asked to resume goes on after the
+last note.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from threading import Lock
 from types import TracebackType
@@ -109,6 +111,8 @@ class CheckpointWriter:
                 position += spec.nbytes
         self._pending = dict.fromkeys(self._specs)
         self._written = dict.fromkeys(self._specs, 0)
+        self._unsettled: list[str] = []
+        self._lost: BaseException | None = None
         self._lock = Lock()
 
     @property
@@ -120,6 +124,7 @@ class CheckpointWriter:
     def __enter__(self) -> "CheckpointWriter":
         self._partial = self._directory.__enter__()
         self._open_files = contextlib.ExitStack()
+        self._settler = ThreadPoolExecutor(1, "settle")
         try:
             self._prepare()
         except BaseException as error:
@@ -133,15 +138,20 @@ class CheckpointWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        # What is kept to be resumed needs its notes; what is complete is synchronised as a whole.
+        complete = kind is None and not self._pending
+        self._settler.shutdown(wait=True, cancel_futures=complete or not self._resume)
         self._open_files.close()
-        if kind is None and self._pending:
-            error = CheckpointInvalid(
+        failed = self._lost
+        if kind is None and not complete:
+            failed = CheckpointInvalid(
                 f"{len(self._pending)} of {len(self._specs)} tensors were never finished, "
                 f"such as '{next(iter(self._pending))}'",
                 origin=self.out,
             )
-            self._directory.__exit__(type(error), error, None)
-            raise error
+        if kind is None and failed is not None:
+            self._directory.__exit__(type(failed), failed, None)
+            raise failed
         if kind is None:
             (self._partial / JOURNAL).unlink()
         self._directory.__exit__(kind, error, trace)
@@ -183,12 +193,14 @@ class CheckpointWriter:
             self._written[name] += len(values)
 
     def done(self, name: str) -> None:
-        """Note that a tensor is complete, once it is on the disk.
+        """Say that a tensor is complete. It is noted, soon, once it is on the disk.
 
         Raises
         ------
         CheckpointInvalid
             Not all of its elements were written, or some were written twice.
+        InputInvalid
+            The disk is full.
         """
         spec = self._specs[name]
         if self._written[name] != spec.numel:
@@ -196,12 +208,25 @@ class CheckpointWriter:
                 f"{self._written[name]} elements of '{name}' were written, not {spec.numel}",
                 origin=self.out,
             )
-        with _naming_full_disk(self.out):
-            _flush(self._descriptors[self._starts[name][0]])
-            with self._lock:
-                self._journal.write(json.dumps(name) + "\n")
+        if self._lost is not None:
+            raise self._lost
+        with self._lock:
+            del self._pending[name]
+            self._unsettled.append(name)
+        self._settler.submit(self._settle)
+
+    def _settle(self) -> None:
+        """Force to the disk, then note, whatever has been finished since the last time."""
+        with self._lock:
+            names, self._unsettled = self._unsettled, []
+        try:
+            with _naming_full_disk(self.out):
+                for file in {self._starts[name][0] for name in names}:
+                    _flush(self._descriptors[file])
+                self._journal.write("".join(json.dumps(name) + "\n" for name in names))
                 self._journal.flush()
-                del self._pending[name]
+        except BaseException as error:  # the system tells of a lost page only once
+            self._lost = self._lost or error
 
     def text(self, relative_name: str, content: str) -> None:
         """Write a text file (UTF-8) beside the weights."""
