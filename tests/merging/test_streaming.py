@@ -74,7 +74,7 @@ CASES = [(m, None) for m in METHODS] + [(m, "mergekit") for m in MERGEKIT]
 
 @pytest.mark.parametrize(("method", "compat"), CASES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(), (1,), (7,), (63, 131), (5, 4097)])
+@pytest.mark.parametrize("shape", [(), (1,), (7,), (63, 131), (5, 4097), (3, 5, 41)])
 def test_streaming_equals_the_reference(method, compat, dtype, shape):
     base, tuned = family(shape, experts_of(method), dtype)
     trims = compat and hasattr(make_options(method, compat=compat), "density")
