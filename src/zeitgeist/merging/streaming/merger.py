@@ -54,7 +54,8 @@ class Merger:
 
     def run(self, sink: Sink) -> None:
         """Make every tensor that the sink still waits for."""
-        todo = [step for step in self.steps if step.name in sink.pending]
+        pending = sink.pending
+        todo = [step for step in self.steps if step.name in pending]
         total = sum(step.entries * step.dtype.itemsize for step in todo)
         with self.chunks.bar(total, "merge", "B") as bar:
             for step in todo:
@@ -122,7 +123,7 @@ class Merger:
         """A number of the whole model is made once; a number of one tensor is not kept."""
         if len(group) == 1:
             return make()
-        key = (what, *(member.name for member in group))
+        key = (what, id(group))  # `_trimmed_together` keeps it; its names can be thousands
         if key not in self._of_the_model:
             self._of_the_model[key] = make()
         return self._of_the_model[key]  # type: ignore[no-any-return]
