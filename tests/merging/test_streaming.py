@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zeitgeist.merging.methods import MERGEKIT, METHODS, make_options
+from zeitgeist.merging.rounding import round_once
 from zeitgeist.merging.streaming import statistics
 from zeitgeist.merging.streaming.chunks import Chunks
 from zeitgeist.merging.streaming.merger import Merger, first_rule
@@ -218,3 +219,13 @@ def test_random_masks_belong_to_seed_expert_and_name():
     assert not torch.equal(run([step], seed=2)["w"], again)
     renamed = step_for("dare_ties", base, tuned, density=0.5, name="v")
     assert not torch.equal(run([renamed], seed=1)["v"], again)
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 6, 7])
+def test_an_average_is_the_exact_mean_rounded_once(n):
+    _, tuned = family((64, 257), n, torch.bfloat16)
+    # A sum of a few bfloat16 numbers of like size is exact in float64: one division, one rounding.
+    exact = sum(x.double() for x in tuned) / n
+    step = step_for("linear", tuned[0], tuned)
+    assert torch.equal(run([step])["w"], round_once(exact, torch.bfloat16))
+    assert torch.equal(merge_tensors("linear", tuned), round_once(exact, torch.bfloat16))

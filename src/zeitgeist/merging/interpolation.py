@@ -76,15 +76,33 @@ def linear_coefficients(
     >>> linear_coefficients(torch.tensor([1.0, 3.0], dtype=torch.float64)).tolist()
     [0.25, 0.75]
     """
+    return weights / linear_divisor(weights, normalize=normalize)
+
+
+def linear_divisor(weights: Float64[Tensor, " n"], *, normalize: bool = True) -> float:
+    """What a weighted sum is divided by to be a mean; 1 where it is to stay a sum.
+
+    Dividing the sum once rounds a mean once; coefficients w / sum(w) are rounded before it.
+
+    Raises
+    ------
+    InputInvalid
+        ``normalize`` and the weights sum to 0.
+
+    Examples
+    --------
+    >>> linear_divisor(torch.tensor([1.0, 3.0], dtype=torch.float64))
+    4.0
+    """
     if not normalize:
-        return weights
+        return 1.0
     total = weights.sum()
     if total.abs() <= 1e-12 * weights.abs().sum():
         raise InputInvalid(
             f"weights {weights.tolist()} sum to 0 and cannot be normalized",
             mend="change them, or give normalize: false",
         )
-    return weights / total
+    return float(total)
 
 
 def slerp_coefficients(

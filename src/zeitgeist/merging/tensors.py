@@ -177,8 +177,8 @@ def _combined(
 ) -> Float64[Tensor, "*shape"]:
     name, shape = method.name, experts.shape[1:]
     if name == "linear":
-        c = interpolation.linear_coefficients(weights, normalize=options.normalize)
-        return _mix(experts, c)
+        divisor = interpolation.linear_divisor(weights, normalize=options.normalize)
+        return _mix(experts, weights) / divisor
     vectors, start = experts, None
     if base is not None and name == "slerp":
         vectors = torch.cat([base.unsqueeze(0), experts])

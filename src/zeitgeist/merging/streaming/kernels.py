@@ -277,7 +277,8 @@ def merge(stack, rule, draws, probabilities, out):  # type: ignore[no-untyped-de
 
 
 @compiled
-def combine(stack, coefficients, out):  # type: ignore[no-untyped-def]
+def combine(stack, coefficients, divisor, out):  # type: ignore[no-untyped-def]
+    """Sum of the rows by their coefficients, divided once: a mean is rounded as a mean."""
     n, entries = stack.shape
     tile = _scratch(0)
     mix, row = tile.mix, tile.row
@@ -290,6 +291,9 @@ def combine(stack, coefficients, out):  # type: ignore[no-untyped-def]
                 _less(stack[i, start : start + size], tile.nothing, tile, row)
                 for j in range(size):
                     mix[j] += c * row[j]
+        if divisor != 1.0:
+            for j in range(size):
+                mix[j] /= divisor
         _store(tile, out[start : start + size])
 
 

@@ -173,11 +173,11 @@ class Merger:
                 return _typed(out, step)
 
             return merged
-        coefficients = self.coefficients(step)
+        coefficients, divisor = self.coefficients(step)
 
         def combined(run: Run) -> Tensor:
             out = self._blank(run)
-            kernels.combine(self.chunks.pack(run), coefficients, out)
+            kernels.combine(self.chunks.pack(run), coefficients, divisor, out)
             return _typed(out, step)
 
         return combined
@@ -186,18 +186,19 @@ class Merger:
         dtype = _KERNEL_DTYPE[run.step.dtype]
         return self.chunks.scratch("out", (run.stop - run.start,), dtype)
 
-    def coefficients(self, step: Step) -> Float64[np.ndarray, " rows"]:
-        """What each expert and the base are multiplied with, for methods that are such a sum."""
+    def coefficients(self, step: Step) -> tuple[Float64[np.ndarray, " rows"], float]:
+        """What each expert and the base are multiplied with, and what their sum is divided by."""
         weights = torch.tensor(step.weights, dtype=torch.float64)
         rule = first_rule(step)
         from_base = step.base is not None and step.method not in ("linear", "slerp", "karcher")
         if not from_base:
             rule = rule._replace(is_delta=np.ones(len(step.experts), bool))
-        own = 0.0 if not from_base else 1.0
+        own, divisor = 1.0 if from_base else 0.0, 1.0
         if step.method == "passthrough":
             c = torch.tensor(step.per_expert("scale"), dtype=torch.float64)
         elif step.method == "linear":
-            c = interpolation.linear_coefficients(weights, normalize=step.options.normalize)
+            c = weights
+            divisor = interpolation.linear_divisor(weights, normalize=step.options.normalize)
         else:
             gram = torch.from_numpy(statistics.gram(self.chunks, step, rule))
             c = interpolation.coefficients(
@@ -205,8 +206,8 @@ class Merger:
             )
         c = c * step.scale
         taken = c[torch.from_numpy(~first_rule(step).is_delta)].sum() if from_base else 0.0
-        base = own - taken if from_base else 1.0 - step.scale
-        return np.append(c.numpy(), float(base))
+        base = own - taken if from_base else (1.0 - step.scale) * divisor
+        return np.append(c.numpy(), float(base)), divisor
 
     def _reference(self, run: Run) -> Tensor:
         """`merge_tensors` itself on whole rows, for methods that are never hot."""
