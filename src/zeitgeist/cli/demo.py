@@ -40,8 +40,8 @@ def demo(
     """
     if not all(map(find_spec, NEEDED)):
         raise ExtraMissing.named("demo", "the demo")
-    # Torch's threads spin while they wait. Beside other programs that trebles the time (measured);
-    # on an idle machine it gains nothing. Read when torch is imported, which is below.
+    # Torch's threads spin while they wait; beside other programs that trebled the CPU time of
+    # scoring. Read when torch is imported, which is below.
     environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from rich.console import Console
 

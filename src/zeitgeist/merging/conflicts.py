@@ -165,18 +165,21 @@ def _compare(plan: Plan, chunks: Chunks, density: float) -> ConflictReport:
             bar.update(step.entries)
     first, *rest = sums.values()
     whole = sum(rest, start=first)
-    parts = [_summary(block, found) for block, found in {**sums, "all": whole}.items()]
+    # In the order of the model: files list block 10 before block 2.
+    ordered = {block: sums[block] for block in dict.fromkeys(place.values())}
+    parts = [_summary(block, found) for block, found in {**ordered, "all": whole}.items()]
     return ConflictReport(experts, density, tuple(parts))
 
 
 def _blocks(names: Sequence[str]) -> dict[str, str]:
     """The block of every tensor, ``prefix.number``; what lies outside is ``other``."""
-    place = dict.fromkeys(names, "other")
+    place: dict[str, str] = {}
     for stack in detect_blocks(names):
         for index, members in zip(stack.indices, stack.names, strict=True):
             number = ".".join(map(str, index)) if isinstance(index, tuple) else str(index)
             place.update(dict.fromkeys(members, f"{stack.prefix}.{number}"))
-    return place
+    outside = {name: "other" for name in names if name not in place}
+    return outside | place
 
 
 def _of_one(merger: Merger, step: Step, chunks: Chunks) -> _Sums:
