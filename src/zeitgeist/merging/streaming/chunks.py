@@ -19,7 +19,7 @@ from zeitgeist.merging.streaming.ranks import spread_by_rank
 from zeitgeist.merging.streaming.sources import Source, check_finite, working_dtype
 from zeitgeist.merging.streaming.steps import Step
 
-CHUNK = 1 << 17  # entries; the float32 chunks of a base and three experts fit second-level cache
+CHUNK = 1 << 18  # entries; half as many cost 8 % more in calls, twice as many leave the caches
 
 # How numpy holds the entries of a stack, and the bits of their exponents by their size
 _NUMPY = {torch.bfloat16: np.uint16, torch.float32: np.float32, torch.float64: np.float64}
