@@ -1,8 +1,10 @@
 """``make bench``: every benchmark at its quick size."""
 
-from benchmarks import knots_factored, merge_vs_mergekit
+from benchmarks import knots_factored, merge_vs_mergekit, ties_kernels
 
 print("## Merging on disk against mergekit\n", flush=True)
 merge_vs_mergekit.main(["--quick"])
+print("\n## TIES of one tensor, compiled loops against torch\n", flush=True)
+ties_kernels.main(["--quick"])
 print("\n## KnOTS, factored against dense\n", flush=True)
 knots_factored.main(["--quick"])

@@ -3,10 +3,13 @@
     python -m benchmarks.merge_vs_mergekit [--quick] [--work DIR] [--mergekit PATH]
 
 A base and three fine-tunes of a random Llama in bfloat16 (0.44 B parameters; with ``--quick``
-0.04 B) are merged by whole processes, ours and mergekit's in turn. Memory is the peak of the
-anonymous memory of the process tree: mapped files are the page cache's. The floor is ``cp`` of the
-same bytes. mergekit is LGPL and lives in an environment of its own, which this script makes unless
-``--mergekit`` names an installed ``mergekit-yaml``. Prints a markdown table; asserts nothing.
+0.04 B) are merged by whole processes, taking turns: ours, ours by mergekit's rules where those are
+other work (``compat``), mergekit. Memory is the peak of the anonymous memory of the process tree
+beyond that of ``import torch``: mapped files are the page cache's. The floors are ``cp`` of the
+bytes that are written and of those that are read, flushed to the disk as our output is and
+mergekit's is not. mergekit is LGPL and lives in an environment of its own, which this script makes
+unless ``--mergekit`` names an installed ``mergekit-yaml``. Prints a markdown table; asserts
+nothing.
 """
 
 import argparse
@@ -27,17 +30,21 @@ import torch
 import yaml
 
 EXPERTS = ("a", "b", "c")
+OUTPUT, INPUTS = "the output's bytes", "all inputs' bytes"
 WEIGHT = {"weight": 0.4}
 # method -> (parameters mergekit needs, ours natively if not the same)
 METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "linear": ({"weight": 1.0}, {}),
     "task_arithmetic": (WEIGHT, WEIGHT),
     "ties": ({**WEIGHT, "density": 0.2}, {"density": 0.2}),
+    "dare_linear": ({**WEIGHT, "density": 0.5}, {"density": 0.5}),
     "dare_ties": ({**WEIGHT, "density": 0.5}, {"density": 0.5}),
     "della": ({**WEIGHT, "density": 0.5, "epsilon": 0.14}, {"density": 0.5, "epsilon": 0.14}),
     "breadcrumbs": ({**WEIGHT, "density": 0.5, "gamma": 0.01}, {"density": 0.5, "gamma": 0.01}),
     "sce": ({"select_topk": 0.1}, {"select_topk": 0.1}),
+    "model_stock": ({}, {}),
 }
+SAME_WORK = ("linear", "task_arithmetic", "model_stock")  # by mergekit's rules and by ours
 
 
 class Cost(NamedTuple):
@@ -46,6 +53,17 @@ class Cost(NamedTuple):
     wall: float
     cpu: float
     anonymous: float  # MB
+
+
+class Contender(NamedTuple):
+    """Something that takes its turns, ``times`` of them."""
+
+    who: str
+    method: str
+    threads: int
+    shards: int
+    times: int
+    once: Callable[[], Cost]
 
 
 def make_family(work: Path, *, quick: bool) -> None:
@@ -222,17 +240,20 @@ def run(
     def note(text: str) -> None:
         print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
 
-    def timed(
-        label: str, kind: str, times: int, run_once: Callable[[], Cost], **about: Any
-    ) -> None:
-        costs = []
-        for _ in range(times):
-            shutil.rmtree(out, ignore_errors=True)
-            costs.append(run_once())
-        cost = median(costs)
-        figures = f"{cost.wall:.1f} s, {cost.cpu:.1f} CPU-s, {cost.anonymous:.0f} MB"
-        note(f"{label} {kind} {about}: {figures}")
-        rows.append({"method": label, "who": kind, "runs": times, **about, **cost._asdict()})
+    def take_turns(*proposed: Contender) -> None:
+        contenders = [contender for contender in proposed if contender.times]
+        costs: list[list[Cost]] = [[] for _ in contenders]
+        for turn in range(max(contender.times for contender in contenders)):
+            for contender, own in zip(contenders, costs, strict=True):
+                if turn < contender.times:
+                    shutil.rmtree(out, ignore_errors=True)
+                    os.sync()  # nobody writes back what another has written
+                    own.append(contender.once())
+        for contender, own in zip(contenders, costs, strict=True):
+            cost, about = median(own), contender._asdict()
+            del about["times"], about["once"]
+            note(f"{about}: {cost.wall:.1f} s, {cost.cpu:.1f} CPU-s, {cost.anonymous:.0f} MB")
+            rows.append({**about, "runs": len(own), **cost._asdict(), "each": own})
         save(result)
 
     def zeitgeist(path: Path, threads: int) -> Callable[[], Cost]:
@@ -245,71 +266,87 @@ def run(
 
     def copied(paths: Sequence[Path]) -> Callable[[], Cost]:
         files = [str(f) for path in paths for f in sorted(path.glob("*.safetensors"))]
-        into = work / "copy"
-        script = (
-            'rm -rf "$0" && mkdir "$0" && i=0; for f in "$@"; do i=$((i+1)); cp "$f" "$0/$i"; done'
-        )
-        return lambda: measure(["sh", "-c", script, str(into), *files], 1)
+        script = 'mkdir "$0"; for f in "$@"; do i=$((i+1)); cp "$f" "$0/$i" && sync "$0/$i"; done'
+        return lambda: measure(["sh", "-c", script, str(out), *files], 1)
+
+    def contenders(method: str, threads: int, shards: int, peers: int) -> list[Contender]:
+        """Ours, ours by mergekit's rules where that is other work, and mergekit ``peers`` times."""
+        parameters, own = METHODS[method]
+        about = method, threads, shards
+        native = recipe(work, shards, method, own)
+        plain = recipe(work, shards, method, parameters)
+        parity = recipe(work, shards, method, parameters, compat="mergekit")
+        twice = 0 if method in SAME_WORK else repeats
+        return [
+            Contender("zeitgeist", *about, repeats, zeitgeist(native, threads)),
+            Contender("zeitgeist, compat", *about, twice, zeitgeist(parity, threads)),
+            Contender("mergekit", *about, peers, theirs(plain, threads)),
+        ]
 
     one = work / "1"
     shutil.rmtree(out, ignore_errors=True)
-    warm = [*ours, str(recipe(work, 1, "ties", METHODS["ties"][1])), "-o", str(out)]
-    measure(warm, 1)  # compiles the kernels once, as a first merge does, and warms the page cache
-    idle = median([measure([sys.executable, "-c", "import torch"], 1) for _ in range(3)])
-    rows.append({"method": "import torch", "who": "idle", "runs": 3, **idle._asdict()})
-    timed("cp of the output", "floor", repeats, copied([one / "base"]))
-    timed("cp of all inputs", "floor", repeats, copied([one / e for e in ("base", *EXPERTS)]))
-    for method, (peers, native) in METHODS.items():
-        fast = method in ("linear", "task_arithmetic")
-        timed(
-            method, "zeitgeist", repeats, zeitgeist(recipe(work, 1, method, native), 1), threads=1
-        )
-        if method in ("ties", "dare_ties"):
-            parity = recipe(work, 1, method, peers, compat="mergekit")
-            timed(method, "zeitgeist, compat", repeats, zeitgeist(parity, 1), threads=1)
-        plain = recipe(work, 1, method, peers)
-        timed(method, "mergekit", repeats if fast else slow, theirs(plain, 1), threads=1)
-    for method in ("task_arithmetic", "ties"):
-        peers, native = METHODS[method]
-        timed(
-            method, "zeitgeist", repeats, zeitgeist(recipe(work, 1, method, native), 2), threads=2
-        )
-        eight = recipe(work, 8, method, native)
-        timed(method, "zeitgeist", repeats, zeitgeist(eight, 1), threads=1, shards=8)
-        timed(method, "zeitgeist", repeats, zeitgeist(eight, 2), threads=2, shards=8)
-        if not quick and method == "task_arithmetic":
-            timed(method, "mergekit", slow, theirs(recipe(work, 1, method, peers), 2), threads=2)
-            plain = recipe(work, 8, method, peers)
-            timed(method, "mergekit", slow, theirs(plain, 1), threads=1, shards=8)
+    for method, (_, native) in METHODS.items():
+        # Compiles the kernels, as the first merges of an installation do, and warms the page cache.
+        note(f"warming up: {method}")
+        measure([*ours, str(recipe(work, 1, method, native)), "-o", str(out), "--overwrite"], 2)
+    idle = [measure([sys.executable, "-c", "import torch"], 1) for _ in range(3)]
+    result["interpreter"] = median(idle)._asdict()
+    everything = [one / who for who in ("base", *EXPERTS)]
+    take_turns(
+        Contender("cp", OUTPUT, 1, 1, repeats, copied(everything[:1])),
+        Contender("cp", INPUTS, 1, 1, repeats, copied(everything)),
+        *contenders("linear", 1, 1, repeats),
+        *contenders("task_arithmetic", 1, 1, repeats),
+        *contenders("linear", 2, 1, 0),
+        *contenders("task_arithmetic", 2, 1, 0 if quick else slow),
+    )
+    for method in METHODS:
+        if method not in ("linear", "task_arithmetic"):
+            take_turns(*contenders(method, 1, 1, slow))
+    if not quick:
+        for method in ("task_arithmetic", "ties"):
+            take_turns(*contenders(method, 2, 1, 0), *contenders(method, 1, 8, slow))
+            take_turns(*contenders(method, 2, 8, 0))
     shutil.rmtree(out, ignore_errors=True)
-    shutil.rmtree(work / "copy", ignore_errors=True)
     return result
 
 
 def table(result: dict[str, Any]) -> str:
-    """The figures as markdown, with the ratio of CPU time to mergekit's where there is one."""
-    rows = result["rows"]
+    """The figures as markdown: CPU time of mergekit's in this one's, wall time in those of cp."""
+    rows, idle = result["rows"], result["interpreter"]["anonymous"]
+    floors = {row["method"]: row["wall"] for row in rows if row["who"] == "cp"}
     lines = [
         f"Model: {result['model_bytes'] / 1e9:.2f} GB in bfloat16; a base and three fine-tunes.",
         "",
-        "| method | who | threads | shards | runs | wall s | CPU s | memory MB | CPU ratio |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| method | who | threads | shards | runs | wall s | CPU s | MB over torch "
+        "| mergekit's CPU / this | wall / cp of output | wall / cp of inputs |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
-        same = [
+        peers = [
             other["cpu"]
             for other in rows
             if other["who"] == "mergekit"
-            and all(other.get(k) == row.get(k) for k in ("method", "threads", "shards"))
+            and all(other[k] == row[k] for k in ("method", "threads", "shards"))
         ]
-        ratio = f"{same[0] / row['cpu']:.1f}x" if same and row["who"] != "mergekit" else ""
+        ours = row["who"].startswith("zeitgeist")
         cells = [
-            row["method"], row["who"], row.get("threads", ""), row.get("shards", 1), row["runs"],
-            f"{row['wall']:.2f}", f"{row['cpu']:.2f}", f"{row['anonymous']:.0f}", ratio,
-        ]  # fmt: skip
+            *(row[key] for key in ("method", "who", "threads", "shards", "runs")),
+            f"{row['wall']:.2f}",
+            f"{row['cpu']:.2f}",
+            f"{max(0.0, row['anonymous'] - idle):.0f}" if row["who"] != "cp" else "",
+            f"{peers[0] / row['cpu']:.1f}" if ours and peers else "",
+            *(f"{row['wall'] / floors[floor]:.1f}" for floor in (OUTPUT, INPUTS)),
+        ]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
-    lines += ["", "Task arithmetic of eight bfloat16 experts, outputs not correctly rounded: "]
-    lines[-1] += ", ".join(f"{who} {share:.2%}" for who, share in result["wrongly_rounded"].items())
+    idle_cpu = result["interpreter"]["cpu"]
+    lines += [
+        "",
+        f"`import torch` alone: {idle_cpu:.2f} CPU seconds, {idle:.0f} MB.",
+        "",
+        "Task arithmetic of eight bfloat16 experts, outputs not correctly rounded: "
+        + ", ".join(f"{who} {share:.2%}" for who, share in result["wrongly_rounded"].items()),
+    ]
     return "\n".join(lines)
 
 
@@ -320,7 +357,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=Path("/tmp/zeitgeist-bench"))
     parser.add_argument("--mergekit", type=Path, help="an installed mergekit-yaml")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--slow-repeats", type=int, default=1, help="of mergekit's slow methods")
+    parser.add_argument("--slow-repeats", type=int, default=5, help="of mergekit's slow methods")
     parser.add_argument("-o", "--output", type=Path, help="JSON file for the figures")
     given = parser.parse_args(arguments)
     work = given.work / ("quick" if given.quick else "full")
