@@ -358,8 +358,8 @@ def _add_products(one, other, lanes):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def moments(stack, rule, draws, probabilities, sums):  # type: ignore[no-untyped-def]
-    """Per block and expert: L1 before, L1 after, squares after; and of the plain sum and the mix.
+def moments(stack, rule, draws, probabilities, mixed, sums):  # type: ignore[no-untyped-def]
+    """Per block and expert: L1 before, L1 after, squares after; if ``mixed``, of the mix as well.
 
     ``sums``: (blocks, n + 1, 3). Row n holds L1 of sum_i d_i before any step, L1 of the mix, 0.
     """
@@ -370,21 +370,24 @@ def moments(stack, rule, draws, probabilities, sums):  # type: ignore[no-untyped
         for start in range(block * BLOCK, min((block + 1) * BLOCK, entries), TILE):
             size = min(TILE, entries - start)
             _deltas(stack, rule, start, size, tile)
-            plain = tile.mix[:size]
-            plain[:] = 0.0
             for i in range(n):
-                d = tile.deltas[i]
-                for j in range(size):
-                    plain[j] += d[j]
-                _add_sizes(d[:size], lanes[i, 0])
-            _add_sizes(plain, lanes[n, 0])
+                _add_sizes(tile.deltas[i, :size], lanes[i, 0])
+            if mixed:
+                plain = tile.mix[:size]
+                plain[:] = 0.0
+                for i in range(n):
+                    d = tile.deltas[i]
+                    for j in range(size):
+                        plain[j] += d[j]
+                _add_sizes(plain, lanes[n, 0])
             _sparsify(rule, draws, probabilities, start, size, tile)
             for i in range(n):
                 d = tile.deltas[i, :size]
                 _add_sizes(d, lanes[i, 1])
                 _add_products(d, d, lanes[i, 2])
-            _mix(rule, size, tile)
-            _add_sizes(tile.mix[:size], lanes[n, 1])
+            if mixed:
+                _mix(rule, size, tile)
+                _add_sizes(tile.mix[:size], lanes[n, 1])
         for i in range(n + 1):
             for k in range(3):
                 sums[block, i, k] = lanes[i, k].sum()

@@ -80,7 +80,7 @@ class Merger:
         with self.chunks.bar(len(steps), "norms", " tensors") as bar:
             for step in steps:
                 assert step.rule is not None
-                last = statistics.moments(self.chunks, step, self.rule(step))[-1]
+                last = statistics.moments(self.chunks, step, self.rule(step), mixed=True)[-1]
                 plain.append(last[0])
                 merged.append(abs(step.rule.lambda_) * last[1])
                 bar.update()

@@ -197,17 +197,19 @@ def votes(chunks: Chunks, steps: Sequence[Step], rule: Rule) -> int:
     return sum(chunks.map_runs(part, steps, "elect"))
 
 
-def moments(chunks: Chunks, step: Step, rule: Rule) -> Float64[np.ndarray, "rows 3"]:
+def moments(
+    chunks: Chunks, step: Step, rule: Rule, *, mixed: bool = False
+) -> Float64[np.ndarray, "rows 3"]:
     """Sums over a tensor.
 
     Row i < n: L1 norm of d_i before any step, after them, and its sum of squares after them. Row
-    n: L1 norm of sum_i d_i, L1 norm of the mix, 0.
+    n, if ``mixed``: L1 norm of sum_i d_i, L1 norm of the mix, 0.
     """
 
     def part(run: Run) -> Float64[np.ndarray, "blocks rows 3"]:
         stack = chunks.pack(run)
         sums = np.empty((run.blocks, len(stack), 3))
-        kernels.moments(stack, rule, *chunks.chance(run, rule, stack), sums)
+        kernels.moments(stack, rule, *chunks.chance(run, rule, stack), mixed, sums)
         return sums
 
     return _exact_sum(chunks.map_runs(part, [step], "norms"))
