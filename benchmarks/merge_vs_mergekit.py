@@ -286,7 +286,7 @@ def run(
         native = recipe(work, shards, method, own)
         plain = recipe(work, shards, method, parameters)
         parity = recipe(work, shards, method, parameters, compat="mergekit")
-        twice = 0 if method in SAME_WORK else repeats
+        twice = 0 if method in SAME_WORK or (threads, shards) != (1, 1) else repeats
         return [
             Contender("zeitgeist", *about, repeats, zeitgeist(native, threads)),
             Contender("zeitgeist, compat", *about, twice, zeitgeist(parity, threads)),
