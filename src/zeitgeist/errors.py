@@ -47,6 +47,10 @@ class RecipeInvalid(ZeitgeistError):
     """A recipe cannot be read or asks for something that does not exist."""
 
 
+class EvidenceInvalid(ZeitgeistError):
+    """Evidence on disk is damaged, was edited, or belongs to another study."""
+
+
 class OutputExists(ZeitgeistError):
     """The output is already there and overwriting was not asked for."""
 

@@ -5,7 +5,8 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zeitgeist.report.figures import CHARACTER, LINE, inside_script, place_labels
+from zeitgeist.evidence.figures import CHARACTER, LINE, place_labels
+from zeitgeist.report.pages import inside_script
 
 WIDTH = 600.0
 spots = st.tuples(st.floats(20, 580), st.floats(20, 380), st.text("abc", min_size=1, max_size=12))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from zeitgeist.errors import ExtraMissing
-from zeitgeist.report.figures import Figure, place_labels
+from zeitgeist.evidence.figures import Figure, place_labels
 from zeitgeist.studies.merging_arms import MergingResults, ScoredModel
 from zeitgeist.studies.merging_scores import ALL, lookup
 

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from zeitgeist.report.figures import write_page
 from zeitgeist.report.merging_charts import figures
+from zeitgeist.report.pages import write_page
 from zeitgeist.studies.merging_arms import MergingResults, ScoredModel
 from zeitgeist.studies.merging_scores import ALL, Row, lookup
 from zeitgeist.studies.merging_tasks import TASKS, split
