@@ -4,6 +4,7 @@ A study is declared (`Study`), run (`run_study`) and read back (`load_evidence`)
 """
 
 from zeitgeist.evidence.record import Evidence, load_evidence
+from zeitgeist.evidence.runner import run_study
 from zeitgeist.evidence.study import (
     Arm,
     Claim,
@@ -27,5 +28,6 @@ __all__ = [
     "Verdict",
     "judge",
     "load_evidence",
+    "run_study",
     "summary",
 ]

@@ -179,7 +179,7 @@ def pivot(groups: Sequence[Array], *, resamples: int = RESAMPLES) -> Pivot:
     if n < 2 or bool((drawn == means[0]).all()):
         return Pivot(mean, 0.0, n, np.empty(0))
 
-    def of_resample(seeds: Int[np.ndarray, "..."], axis: int = -1) -> Float[np.ndarray, "..."]:
+    def of_resample(seeds: Int[np.ndarray, "..."], axis: int = -1) -> Float[np.ndarray, " ..."]:
         again = drawn[seeds, random.integers(drawn.shape[1], size=seeds.shape)]
         shift = again.mean(axis=axis) - mean
         error = again.std(axis=axis, ddof=1) / np.sqrt(n)
@@ -187,7 +187,8 @@ def pivot(groups: Sequence[Array], *, resamples: int = RESAMPLES) -> Pivot:
         single = error <= 1e-9 * np.abs(drawn).max()
         t = shift / np.where(single, 1.0, error)
         endless = np.where(np.abs(shift) > 1e-9 * np.abs(drawn).max(), _ENDLESS, 0.0)
-        return np.where(single, np.sign(shift) * endless, t)
+        found: Float[np.ndarray, " ..."] = np.where(single, np.sign(shift) * endless, t)
+        return found
 
     t = bootstrap(
         (np.arange(n),),
