@@ -1,0 +1,399 @@
+"""A family of small networks with a base and its fine-tunes, trained in seconds on a processor.
+
+Handwritten digits (8 x 8 pixels, scikit-learn's ``load_digits``) with many tasks on the same
+pictures: task t asks for y = m_t(digit), where m_t maps the ten digits to four labels at random.
+The network is a residual MLP,
+
+    h_0 = W x,   h_l = h_{l-1} + D_l gelu(U_l norm(h_{l-1}) + b_l),   logits_t = H_t norm(h_L) + c_t
+
+Pretraining trains the trunk and the heads H_t, c_t of all tasks, for few steps (a weak base) or
+many (a strong one). From then on heads are frozen, and an expert is the trunk fine-tuned on one
+task, wholly or by LoRA: what is merged are trunks. This is the setting of zero-shot classifiers,
+in which the published merges of CLIP and of language models are made.
+
+Networks of one shape are trained and scored together: their parameters are the rows of one matrix,
+and every operation is batched over them. Adam acts entry by entry and each network draws its own
+batches, so training together gives what training one by one gives.
+
+E networks, P parameters of a trunk, W width, N pictures, T tasks, r rank
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from math import prod, sqrt
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import gelu, rms_norm
+
+from zeitgeist.errors import ExtraMissing
+
+try:
+    from sklearn.datasets import load_digits
+except ImportError as missing:
+    raise ExtraMissing.named("studies", "the digits") from missing
+
+PIXELS, DIGITS, LABELS = 64, 10, 4
+TRAIN, VALIDATION = 1000, 297  # the other 500 pictures are the test
+_SCORED = 1 << 21  # entries of hidden states that exist at once while scoring
+
+Tensors = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Net:
+    """The shape of a trunk, and the way between one flat vector and named tensors."""
+
+    width: int
+    blocks: int = 6
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Names as a model of the hub would have them, in the order of the flat vector."""
+        w = self.width
+        inside = {"norm.weight": (w,), "up.weight": (w, w), "up.bias": (w,), "down.weight": (w, w)}
+        return {
+            "embed.weight": (w, PIXELS),
+            **{f"blocks.{i}.{k}": v for i in range(self.blocks) for k, v in inside.items()},
+            "norm.weight": (w,),
+        }
+
+    @property
+    def size(self) -> int:
+        """Number of parameters of a trunk."""
+        return sum(map(prod, self.shapes.values()))
+
+    @property
+    def adapted(self) -> tuple[str, ...]:
+        """The matrices that LoRA changes: both of every block."""
+        return tuple(name for name in self.shapes if name.endswith(("up.weight", "down.weight")))
+
+    def split(self, flat: Float[Tensor, "*E P"]) -> dict[str, Float[Tensor, "..."]]:
+        """Named views of flat parameters.
+
+        Examples
+        --------
+        >>> net = Net(width=4, blocks=2)
+        >>> net.split(torch.zeros(3, net.size))["blocks.1.up.bias"].shape
+        torch.Size([3, 4])
+        """
+        parts = flat.split([prod(shape) for shape in self.shapes.values()], dim=-1)
+        return {
+            name: part.unflatten(-1, shape)
+            for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
+        }
+
+    def join(self, tensors: Tensors) -> Float[Tensor, "*E P"]:
+        """The inverse of `split`.
+
+        Examples
+        --------
+        >>> net = Net(width=4, blocks=1)
+        >>> flat = torch.arange(float(net.size))
+        >>> bool((net.join(net.split(flat)) == flat).all())
+        True
+        """
+        return torch.cat(
+            [tensors[name].flatten(-len(shape)) for name, shape in self.shapes.items()], dim=-1
+        )
+
+
+class Part(NamedTuple):
+    """Pictures, and their labels in every task."""
+
+    pictures: Float[Tensor, "N 64"]
+    labels: Int[Tensor, "N T"]
+
+
+@dataclass(frozen=True)
+class Digits:
+    """The pictures in three parts."""
+
+    train: Part
+    validation: Part
+    test: Part
+
+
+@dataclass(frozen=True)
+class Base:
+    """A pretrained trunk (flat) and the frozen heads of all tasks."""
+
+    net: Net
+    trunk: Float[Tensor, " P"]
+    heads: Float[Tensor, "T 4 W"]
+    offsets: Float[Tensor, "T 4"]
+
+
+def label_maps(seed: int, tasks: int) -> Int[Tensor, "T 10"]:
+    """One random map from digits to four labels per task; every label occurs.
+
+    Examples
+    --------
+    >>> maps = label_maps(0, 12)
+    >>> maps.shape, sorted(set(maps[0].tolist()))
+    (torch.Size([12, 10]), [0, 1, 2, 3])
+    """
+    random = np.random.default_rng([seed, 0])
+    made: list[list[int]] = []
+    while len(made) < tasks:
+        drawn = random.integers(LABELS, size=DIGITS).tolist()
+        if len(set(drawn)) == LABELS and drawn not in made:
+            made.append(drawn)
+    return torch.tensor(made)
+
+
+def split_digits(seed: int, tasks: int) -> Digits:
+    """The pictures shuffled by the seed into train, validation and test, labelled for all tasks."""
+    pictures, digits = _digits()
+    order = torch.from_numpy(np.random.default_rng([seed, 1]).permutation(len(digits)))
+    labels = label_maps(seed, tasks)[:, digits].T
+    parts = order.split([TRAIN, VALIDATION, len(order) - TRAIN - VALIDATION])
+    return Digits(*(Part(pictures[part], labels[part]) for part in parts))
+
+
+@cache
+def _digits() -> tuple[Float[Tensor, "N 64"], Int[Tensor, " N"]]:
+    found = load_digits()
+    pictures = torch.from_numpy(found.data).float() / 8 - 1
+    return pictures, torch.from_numpy(found.target).long()
+
+
+def features(
+    net: Net, parameters: Tensors, pictures: Float[Tensor, "*E N 64"]
+) -> Float[Tensor, "E N W"]:
+    """The last hidden states of every network: of shared pictures, or of each one's own."""
+    p = {k: tensor.mT if tensor.ndim > 2 else tensor[:, None] for k, tensor in parameters.items()}
+    h: Tensor = pictures @ p["embed.weight"]
+    for i in range(net.blocks):
+        at = f"blocks.{i}."
+        inner = _norm(h) * p[at + "norm.weight"]
+        inner = torch.baddbmm(p[at + "up.bias"], inner, p[at + "up.weight"])
+        h = torch.baddbmm(h, gelu(inner, approximate="tanh"), p[at + "down.weight"])
+    return _norm(h) * p["norm.weight"]
+
+
+def _norm(h: Float[Tensor, "E N W"]) -> Float[Tensor, "E N W"]:
+    normed: Tensor = rms_norm(h, h.shape[-1:])
+    return normed
+
+
+def _logits(
+    h: Float[Tensor, "E N W"], heads: Float[Tensor, "T 4 W"], offsets: Float[Tensor, "T 4"]
+) -> Float[Tensor, "E N T 4"]:
+    logits: Tensor = h @ heads.flatten(0, 1).T + offsets.flatten()
+    return logits.view(*h.shape[:-1], *offsets.shape)
+
+
+def pretrain(
+    net: Net,
+    digits: Digits,
+    *,
+    steps: int,
+    seed: int,
+    learning_rate: float = 3e-4,
+    batch: int = 64,
+) -> Base:
+    """Train a trunk and the heads of all tasks from scratch.
+
+    Parameters
+    ----------
+    net, digits
+        What to train, and on what.
+    steps
+        Of Adam, each on all tasks of one batch: few make a weak base, many a strong one.
+    seed
+        Of the initial weights and of the batches.
+    learning_rate, batch
+        Constant rate, and pictures per step.
+    """
+    tasks = digits.train[1].shape[1]
+    random = torch.Generator().manual_seed(seed)
+    start = {
+        name: _initial(name, shape, net, random).unsqueeze(0) for name, shape in net.shapes.items()
+    }
+    heads = torch.randn(tasks * LABELS * net.width, generator=random) / sqrt(net.width)
+    size, last = net.size, tasks * LABELS
+
+    def read(flat: Tensor) -> tuple[Tensors, Tensor, Tensor]:
+        trunk, heads, offsets = flat[0].split([size, last * net.width, last])
+        shaped = heads.view(tasks, LABELS, net.width), offsets.view(tasks, LABELS)
+        return net.split(trunk[None]), *shaped
+
+    flat = torch.cat([net.join(start)[0], heads, torch.zeros(last)])[None]
+    masks = torch.ones(1, tasks, dtype=torch.bool)
+    flat = _fit(net, read, flat, masks, digits, steps, seed, learning_rate, batch)
+    trained, weights, offsets = read(flat)
+    return Base(net, net.join(trained)[0].clone(), weights.clone(), offsets.clone())
+
+
+def _initial(name: str, shape: tuple[int, ...], net: Net, random: torch.Generator) -> Tensor:
+    if name.endswith("norm.weight"):
+        return torch.ones(shape)
+    if name.endswith("bias"):
+        return torch.zeros(shape)
+    depth = (2 * net.blocks) ** -0.5 if "down" in name else 1.0
+    return depth * torch.randn(shape, generator=random) / sqrt(shape[-1])
+
+
+def finetune(
+    base: Base,
+    digits: Digits,
+    experts: Sequence[Sequence[int]],
+    *,
+    steps: int,
+    seed: int,
+    learning_rate: float = 1e-3,
+    batch: int = 64,
+) -> Float[Tensor, "E P"]:
+    """Fine-tune a copy of the trunk for each set of tasks, all parameters, heads frozen.
+
+    Parameters
+    ----------
+    base, digits
+        Where to start, and what to train on.
+    experts
+        The tasks of each: one task for an expert, several for a multitask model, whose every step
+        is on all of them.
+    steps, seed, learning_rate, batch
+        Of Adam. The batches of an expert follow from the seed and its tasks alone.
+    """
+    heads = base.heads, base.offsets
+
+    def read(flat: Tensor) -> tuple[Tensors, Tensor, Tensor]:
+        return base.net.split(flat), *heads
+
+    start = base.trunk.expand(len(experts), -1).clone()
+    masks = _masks(experts, len(base.heads))
+    return _fit(base.net, read, start, masks, digits, steps, seed, learning_rate, batch)
+
+
+def finetune_lora(
+    base: Base,
+    digits: Digits,
+    experts: Sequence[Sequence[int]],
+    *,
+    rank: int,
+    steps: int,
+    seed: int,
+    learning_rate: float = 1e-2,
+    batch: int = 64,
+) -> dict[str, tuple[Float[Tensor, "E r I"], Float[Tensor, "E O r"]]]:
+    """Fine-tune an adapter for each set of tasks on `Net.adapted`; the update is B A.
+
+    Parameters
+    ----------
+    base, digits, experts, steps, seed, learning_rate, batch
+        As for `finetune`.
+    rank
+        Of B A. A starts at random, differently for every expert, and B at 0; alpha = rank.
+
+    Returns
+    -------
+    dict
+        (A, B) of all experts by the name of the matrix.
+    """
+    net, w = base.net, base.net.width
+    names, each = net.adapted, rank * w
+    start = []
+    for tasks in experts:
+        random = torch.Generator().manual_seed(_stream(seed, tasks, 2))
+        first = torch.randn(len(names), each, generator=random) / sqrt(w)
+        start.append(torch.cat([first, torch.zeros(len(names), each)], dim=1).flatten())
+    before = net.split(base.trunk.expand(len(experts), -1))
+
+    def factors(flat: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        pairs = flat.view(len(experts), len(names), 2, each)
+        return {
+            name: (pairs[:, i, 0].view(-1, rank, w), pairs[:, i, 1].view(-1, w, rank))
+            for i, name in enumerate(names)
+        }
+
+    def read(flat: Tensor) -> tuple[Tensors, Tensor, Tensor]:
+        changed = {name: before[name] + b @ a for name, (a, b) in factors(flat).items()}
+        return {**before, **changed}, base.heads, base.offsets
+
+    masks = _masks(experts, len(base.heads))
+    flat = torch.stack(start).to(base.trunk.dtype)
+    return factors(_fit(net, read, flat, masks, digits, steps, seed, learning_rate, batch))
+
+
+def _masks(experts: Sequence[Sequence[int]], tasks: int) -> Bool[Tensor, "E T"]:
+    masks = torch.zeros(len(experts), tasks, dtype=torch.bool)
+    for row, chosen in zip(masks, experts, strict=True):
+        row[list(chosen)] = True
+    return masks
+
+
+def _stream(seed: int, tasks: Sequence[int], use: int) -> int:
+    return int(np.random.SeedSequence([seed, use, *tasks]).generate_state(1)[0])
+
+
+def _fit(
+    net: Net,
+    read: Callable[[Tensor], tuple[Tensors, Tensor, Tensor]],
+    start: Float[Tensor, "E Q"],
+    masks: Bool[Tensor, "E T"],
+    digits: Digits,
+    steps: int,
+    seed: int,
+    learning_rate: float,
+    batch: int,
+) -> Float[Tensor, "E Q"]:
+    """Adam on the mean cross-entropy of every network's tasks; losses of networks are summed."""
+    pictures, labels = digits.train
+    pictures = pictures.to(start.dtype)
+    streams = [
+        np.random.default_rng(_stream(seed, row.nonzero()[:, 0].tolist(), 3)) for row in masks
+    ]
+    drawn = torch.from_numpy(
+        np.stack([stream.integers(len(labels), size=(steps, batch)) for stream in streams])
+    )
+    share = masks / masks.sum(dim=1, keepdim=True) / batch
+    flat = start.clone().requires_grad_()
+    optimizer = torch.optim.Adam([flat], lr=learning_rate, fused=True)
+    for step in range(steps):
+        chosen = drawn[:, step]
+        parameters, heads, offsets = read(flat)
+        h = features(net, parameters, pictures[chosen])
+        logs = _logits(h, heads, offsets).log_softmax(dim=-1)
+        right = logs.gather(-1, labels[chosen].unsqueeze(-1)).squeeze(-1)
+        loss = -(right * share[:, None].to(right.dtype)).sum()
+        (flat.grad,) = torch.autograd.grad(loss, flat)
+        optimizer.step()
+    return flat.detach()
+
+
+@torch.no_grad()
+def accuracy(
+    base: Base,
+    trunks: Float[Tensor, "E P"],
+    part: Part,
+    tasks: Sequence[int] | None = None,
+) -> Float[Tensor, "E tasks"]:
+    """Share of right answers of every network in every task.
+
+    Parameters
+    ----------
+    base
+        Whose heads answer.
+    trunks
+        Flat parameters, such as many candidates of a merge.
+    part
+        Pictures and labels of one part of the digits.
+    tasks
+        Which tasks, in this order; ``None``: all.
+    """
+    pictures, labels = part
+    chosen = list(range(labels.shape[1]) if tasks is None else tasks)
+    heads, offsets = base.heads[chosen], base.offsets[chosen]
+    at_once = max(1, _SCORED // (len(pictures) * base.net.width))
+    found = []
+    for some in trunks.to(base.trunk.dtype).split(at_once):
+        h = features(base.net, base.net.split(some), pictures.to(some.dtype))
+        answers = _logits(h, heads, offsets).argmax(dim=-1)
+        found.append((answers == labels[:, chosen]).double().mean(dim=1))
+    return torch.cat(found)
