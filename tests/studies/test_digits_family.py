@@ -8,15 +8,13 @@ import torch
 from zeitgeist.merging.blocks import detect_blocks
 from zeitgeist.studies.digits_family import (
     Base,
-    Digits,
     Net,
-    accuracy,
     finetune,
     finetune_lora,
-    label_maps,
     pretrain,
-    split_digits,
+    score,
 )
+from zeitgeist.studies.digits_tasks import Digits, label_maps, split_digits
 
 NET = Net(width=8, blocks=3)
 EXPERTS = [(0,), (3,), (0, 1, 2)]
@@ -64,17 +62,21 @@ def test_the_seed_decides_everything(digits: Digits) -> None:
 
 def test_an_expert_beats_its_base_on_its_own_task(base: Base, digits: Digits) -> None:
     experts = finetune(base, digits, [(t,) for t in range(4)], steps=60, seed=0)
-    own = accuracy(base, experts, digits.test).diagonal()
-    zero_shot = accuracy(base, base.trunk[None], digits.test)[0]
+    own = score(base, experts, digits.test).accuracy.diagonal()
+    zero_shot = score(base, base.trunk[None], digits.test).accuracy[0]
     assert bool((own > zero_shot + 0.05).all())
 
 
-def test_accuracy_does_not_depend_on_what_is_scored_beside(base: Base, digits: Digits) -> None:
+def test_scores_do_not_depend_on_what_is_scored_beside(base: Base, digits: Digits) -> None:
     experts = finetune(base, digits, EXPERTS, steps=20, seed=0)
-    together = accuracy(base, experts, digits.test)
-    for row, trunk in zip(together, experts, strict=True):
-        assert torch.equal(accuracy(base, trunk[None], digits.test)[0], row)
-    assert torch.equal(accuracy(base, experts, digits.test, [3, 1]), together[:, [3, 1]])
+    together = score(base, experts, digits.test)
+    for i, trunk in enumerate(experts):
+        alone = score(base, trunk[None], digits.test)
+        assert torch.equal(alone.accuracy[0], together.accuracy[i])
+        torch.testing.assert_close(alone.nll[0], together.nll[i])
+    some = score(base, experts, digits.test, [3, 1])
+    assert torch.equal(some.accuracy, together.accuracy[:, [3, 1]])
+    assert torch.equal(some.nll, together.nll[:, [3, 1]])
 
 
 def test_parts_are_disjoint_and_labels_follow_the_maps(digits: Digits) -> None:

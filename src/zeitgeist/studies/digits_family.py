@@ -1,8 +1,7 @@
 """A family of small networks with a base and its fine-tunes, trained in seconds on a processor.
 
-Handwritten digits (8 x 8 pixels, scikit-learn's ``load_digits``) with many tasks on the same
-pictures: task t asks for y = m_t(digit), where m_t maps the ten digits to four labels at random.
-The network is a residual MLP,
+The tasks are those of `zeitgeist.studies.digits_tasks`: pictures of digits, four labels, and as many
+tasks on the same pictures as wanted. The network is a residual MLP,
 
     h_0 = W x,   h_l = h_{l-1} + D_l gelu(U_l norm(h_{l-1}) + b_l),   logits_t = H_t norm(h_L) + c_t
 
@@ -20,7 +19,6 @@ E networks, P parameters of a trunk, W width, N pictures, T tasks, r rank
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from math import prod, sqrt
 from typing import NamedTuple
 
@@ -30,15 +28,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import gelu, rms_norm
 
-from zeitgeist.errors import ExtraMissing
+from zeitgeist.studies.digits_tasks import LABELS, PIXELS, Digits, Part
 
-try:
-    from sklearn.datasets import load_digits
-except ImportError as missing:
-    raise ExtraMissing.named("studies", "the digits") from missing
-
-PIXELS, DIGITS, LABELS = 64, 10, 4
-TRAIN, VALIDATION = 1000, 297  # the other 500 pictures are the test
 _SCORED = 1 << 21  # entries of hidden states that exist at once while scoring
 
 Tensors = Mapping[str, Tensor]
@@ -102,22 +93,6 @@ class Net:
         )
 
 
-class Part(NamedTuple):
-    """Pictures, and their labels in every task."""
-
-    pictures: Float[Tensor, "N 64"]
-    labels: Int[Tensor, "N T"]
-
-
-@dataclass(frozen=True)
-class Digits:
-    """The pictures in three parts."""
-
-    train: Part
-    validation: Part
-    test: Part
-
-
 @dataclass(frozen=True)
 class Base:
     """A pretrained trunk (flat) and the frozen heads of all tasks."""
@@ -126,40 +101,6 @@ class Base:
     trunk: Float[Tensor, " P"]
     heads: Float[Tensor, "T 4 W"]
     offsets: Float[Tensor, "T 4"]
-
-
-def label_maps(seed: int, tasks: int) -> Int[Tensor, "T 10"]:
-    """One random map from digits to four labels per task; every label occurs.
-
-    Examples
-    --------
-    >>> maps = label_maps(0, 12)
-    >>> maps.shape, sorted(set(maps[0].tolist()))
-    (torch.Size([12, 10]), [0, 1, 2, 3])
-    """
-    random = np.random.default_rng([seed, 0])
-    made: list[list[int]] = []
-    while len(made) < tasks:
-        drawn = random.integers(LABELS, size=DIGITS).tolist()
-        if len(set(drawn)) == LABELS and drawn not in made:
-            made.append(drawn)
-    return torch.tensor(made)
-
-
-def split_digits(seed: int, tasks: int) -> Digits:
-    """The pictures shuffled by the seed into train, validation and test, labelled for all tasks."""
-    pictures, digits = _digits()
-    order = torch.from_numpy(np.random.default_rng([seed, 1]).permutation(len(digits)))
-    labels = label_maps(seed, tasks)[:, digits].T
-    parts = order.split([TRAIN, VALIDATION, len(order) - TRAIN - VALIDATION])
-    return Digits(*(Part(pictures[part], labels[part]) for part in parts))
-
-
-@cache
-def _digits() -> tuple[Float[Tensor, "N 64"], Int[Tensor, " N"]]:
-    found = load_digits()
-    pictures = torch.from_numpy(found.data).float() / 8 - 1
-    return pictures, torch.from_numpy(found.target).long()
 
 
 def features(
@@ -186,6 +127,10 @@ def _logits(
 ) -> Float[Tensor, "E N T 4"]:
     logits: Tensor = h @ heads.flatten(0, 1).T + offsets.flatten()
     return logits.view(*h.shape[:-1], *offsets.shape)
+
+
+def _nll(logits: Float[Tensor, "E N T 4"], labels: Int[Tensor, "E N T"]) -> Float[Tensor, "E N T"]:
+    return -logits.log_softmax(dim=-1).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
 
 
 def pretrain(
@@ -359,22 +304,28 @@ def _fit(
         chosen = drawn[:, step]
         parameters, heads, offsets = read(flat)
         h = features(net, parameters, pictures[chosen])
-        logs = _logits(h, heads, offsets).log_softmax(dim=-1)
-        right = logs.gather(-1, labels[chosen].unsqueeze(-1)).squeeze(-1)
-        loss = -(right * share[:, None].to(right.dtype)).sum()
+        nll = _nll(_logits(h, heads, offsets), labels[chosen])
+        loss = (nll * share[:, None].to(nll.dtype)).sum()
         (flat.grad,) = torch.autograd.grad(loss, flat)
         optimizer.step()
     return flat.detach()
 
 
+class Scores(NamedTuple):
+    """Share of right answers, and mean negative log-likelihood in nats."""
+
+    accuracy: Float[Tensor, "E tasks"]
+    nll: Float[Tensor, "E tasks"]
+
+
 @torch.no_grad()
-def accuracy(
+def score(
     base: Base,
     trunks: Float[Tensor, "E P"],
     part: Part,
     tasks: Sequence[int] | None = None,
-) -> Float[Tensor, "E tasks"]:
-    """Share of right answers of every network in every task.
+) -> Scores:
+    """How well every network answers in every task.
 
     Parameters
     ----------
@@ -383,17 +334,18 @@ def accuracy(
     trunks
         Flat parameters, such as many candidates of a merge.
     part
-        Pictures and labels of one part of the digits.
+        Pictures and labels.
     tasks
         Which tasks, in this order; ``None``: all.
     """
     pictures, labels = part
     chosen = list(range(labels.shape[1]) if tasks is None else tasks)
-    heads, offsets = base.heads[chosen], base.offsets[chosen]
+    heads, offsets, labels = base.heads[chosen], base.offsets[chosen], labels[:, chosen]
     at_once = max(1, _SCORED // (len(pictures) * base.net.width))
-    found = []
+    right, nll = [], []
     for some in trunks.to(base.trunk.dtype).split(at_once):
         h = features(base.net, base.net.split(some), pictures.to(some.dtype))
-        answers = _logits(h, heads, offsets).argmax(dim=-1)
-        found.append((answers == labels[:, chosen]).double().mean(dim=1))
-    return torch.cat(found)
+        logits = _logits(h, heads, offsets)
+        right.append((logits.argmax(dim=-1) == labels).double().mean(dim=1))
+        nll.append(_nll(logits, labels.expand(len(some), -1, -1)).double().mean(dim=1))
+    return Scores(torch.cat(right), torch.cat(nll))
