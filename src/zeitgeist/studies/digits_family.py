@@ -1,7 +1,7 @@
 """A family of small networks with a base and its fine-tunes, trained in seconds on a processor.
 
-The tasks are those of `zeitgeist.studies.digits_tasks`: pictures of digits, four labels, and as many
-tasks on the same pictures as wanted. The network is a residual MLP,
+The tasks are those of `zeitgeist.studies.digits_tasks`: pictures of digits, four labels, and as
+many tasks on the same pictures as wanted. The network is a residual MLP,
 
     h_0 = W x,   h_l = h_{l-1} + D_l gelu(U_l norm(h_{l-1}) + b_l),   logits_t = H_t norm(h_L) + c_t
 
