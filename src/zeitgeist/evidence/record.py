@@ -63,7 +63,7 @@ class Evidence:
     model
         Reference of the user's checkpoint it ran on; empty: the study's own.
     seeds, settings, parameters
-        What was run.
+        What was run: the most seeds of any part, every setting, and the parameters of each part.
     rows
         The results, one dict a row.
     verdicts
@@ -89,7 +89,7 @@ class Evidence:
     model: str
     seeds: int
     settings: tuple[Mapping[str, Any], ...]
-    parameters: Mapping[str, Any]
+    parameters: tuple[Mapping[str, Any], ...]
     rows: tuple[dict[str, Any], ...]
     verdicts: tuple[Verdict, ...]
     failures: tuple[Failure, ...]
@@ -213,6 +213,7 @@ def load_evidence(place: Path) -> Evidence:
                 "metrics": tuple(Metric(**metric) for metric in record["metrics"]),
                 "claims": claims,
                 "settings": tuple(record["settings"]),
+                "parameters": tuple(record["parameters"]),
                 "rows": rows,
                 "verdicts": verdicts,
                 "failures": tuple(Failure(**failure) for failure in record["failures"]),

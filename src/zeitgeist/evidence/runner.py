@@ -17,7 +17,7 @@ import shutil
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -161,14 +161,8 @@ def run_study(
             f"{study.slug} runs on models that it makes itself, not on {model!r}",
             mend="leave out --model",
         )
-    count = chosen.seeds if seeds is None else seeds
-    parameters = {**chosen.parameters, **({"model": model} if model else {})}
     code = code_version(study.measure, study.prepare)
-    groups = [
-        (group, _cells(study, group, code))
-        for seed in range(count)
-        for group in (Group(seed, setting, parameters) for setting in chosen.settings)
-    ]
+    groups = [(group, _cells(study, group, code)) for group in chosen.groups(seeds, model)]
     cells = [cell for _, each in groups for cell in each]
     wanted = {cell.key for cell in cells}
     earlier, done = _earlier(study, place, wanted, overwrite)
@@ -208,9 +202,9 @@ def run_study(
         claims=study.claims,
         size=size,
         model=model,
-        seeds=count,
-        settings=chosen.settings,
-        parameters=json.loads(json.dumps(parameters, default=str)),
+        seeds=1 + max(group.seed for group, _ in groups),
+        settings=_distinct(group.setting for group, _ in groups),
+        parameters=_distinct(group.parameters for group, _ in groups),
         rows=rows,
         verdicts=tuple(judge(rows, study.claims)),
         failures=tuple(
@@ -230,6 +224,12 @@ def run_study(
     if not failed:
         shutil.rmtree(partial)
     return evidence
+
+
+def _distinct(found: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Any], ...]:
+    """As JSON holds them, each once, in order."""
+    texts = dict.fromkeys(json.dumps(each, default=str) for each in found)
+    return tuple(json.loads(text) for text in texts)
 
 
 def _cells(study: Study, group: Group, code: str) -> list[Cell]:

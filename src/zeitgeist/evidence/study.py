@@ -5,7 +5,7 @@ declared here, as data, and written beside the results; the numbers come from on
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -121,6 +121,8 @@ class Size:
         Refused without one.
     models
         References that must be on this machine; refused without them.
+    also
+        Further parts of the experiment, with their own seeds, settings and parameters.
     """
 
     seeds: int
@@ -129,6 +131,24 @@ class Size:
     minutes: float = 0.0
     accelerator: bool = False
     models: tuple[str, ...] = ()
+    also: "tuple[Size, ...]" = ()
+
+    def groups(self, seeds: int | None = None, model: str = "") -> Iterator["Group"]:
+        """Every seed of every setting of every part.
+
+        Parameters
+        ----------
+        seeds
+            Instead of the parts' own numbers.
+        model
+            Replaces the ``model`` of those parts that have one; the others are left out.
+        """
+        for part in (self, *self.also):
+            if not model or "model" in part.parameters:
+                given = {**part.parameters, **({"model": model} if model else {})}
+                for seed in range(part.seeds if seeds is None else seeds):
+                    for setting in part.settings:
+                        yield Group(seed, setting, given)
 
 
 @dataclass(frozen=True)
@@ -184,7 +204,7 @@ class Study:
     figures
         ``(evidence) -> figures`` for the page.
     takes_model
-        Whether ``parameters["model"]`` may be a checkpoint of the user's.
+        Whether ``parameters["model"]`` of a part may be a checkpoint of the user's.
     """
 
     slug: str
@@ -209,6 +229,6 @@ class Study:
         if not any(arm.baseline for arm in self.arms):
             raise InputInvalid(f"the study {self.slug!r} has no baseline")
         for size in self.sizes.values():
-            for setting in size.settings:
-                if taken := RESERVED & setting.keys():
+            for group in size.groups(seeds=1):
+                if taken := RESERVED & group.setting.keys():
                     raise InputInvalid(f"{self.slug}: a setting is called {sorted(taken)[0]!r}")

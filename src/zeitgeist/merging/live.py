@@ -43,10 +43,19 @@ _OVERFLOW = 709.0  # exp of more is no float64
 class LiveModel:
     """One loaded model whose weights are replaced by one merge after another.
 
-    Inputs are opened once; a merge writes straight into the parameters.
+    Inputs are opened once; a merge writes straight into the parameters. ``dtype`` and ``device``:
+    of the loaded model; None: as the base was saved, on the processor.
     """
 
-    def __init__(self, recipe: Recipe, *, threads: int, progress: bool | None = None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        threads: int,
+        progress: bool | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+    ) -> None:
         self.progress, self.threads = progress, threads
         if recipe.method in ADAPTER_METHODS:
             raise RecipeInvalid(
@@ -60,7 +69,7 @@ class LiveModel:
         plan = plan_models(recipe, self.models)
         path = plan.origin.checkpoint.path
         self.tokenizer = open_tokenizer(path) if has_tokenizer(path) else None
-        self.model = _loaded(path)
+        self.model = _loaded(path, dtype).to(device=device)
         self._state = dict(self.model.state_dict(keep_vars=False))
         for step in plan.steps:
             place = self._state.get(step.name)
@@ -99,11 +108,13 @@ class LiveModel:
             return float(metric(self.model, self.tokenizer))
 
 
-def _loaded(path: Path) -> Any:
+def _loaded(path: Path, dtype: torch.dtype | None) -> Any:
     from transformers import AutoModelForCausalLM  # slow to import
 
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype="auto", local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype or "auto", local_files_only=True
+        )
     except (OSError, ValueError, KeyError) as error:
         reason = "".join(str(error).strip().splitlines()[:1])
         raise CheckpointInvalid(

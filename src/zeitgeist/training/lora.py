@@ -11,32 +11,22 @@ Dettmers, Pagnoni, Holtzman, Zettlemoyer: "QLoRA", arXiv 2305.14314.
 peft holds the adapter, transformers' Trainer the loop, so that `accelerate launch` works.
 """
 
-import random
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import torch
-from tqdm import tqdm
-from transformers import (
-    AutoModelForCausalLM,
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
+from transformers import AutoModelForCausalLM
 
 from zeitgeist.errors import ExtraMissing, InputInvalid, OutputExists
-from zeitgeist.training.answers import Example, answer_logits, collate
+from zeitgeist.training.answers import Example
 from zeitgeist.training.models import peft_warnings
 from zeitgeist.training.precision import best_device, best_dtype
+from zeitgeist.training.trainer import seeded, train_answers
 
 
 @dataclass(frozen=True)
@@ -160,63 +150,15 @@ def finetune_lora(
     started = time.monotonic()
     device = best_device()
     dtype = best_dtype(device)
-    with _seeded(chosen.seed), TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as work:
+    with seeded(chosen.seed), TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as work:
         model = _with_adapter(model_dir, chosen, dtype, base_reference or str(model_dir))
-        bar = tqdm(
-            total=chosen.steps,
-            desc=title,
-            unit="step",
-            disable=None if progress is None else not progress,
-        )
-        trainer = _AnswerTrainer(
-            model,
-            _arguments(chosen, Path(work) / "trainer", device),
-            train_dataset=list(examples),
-            data_collator=partial(collate, pad=pad),
-            callbacks=[_Bar(bar)],
-        )
-        # Without its own bar the Trainer prints every log line on stdout.
-        trainer.remove_callback(PrinterCallback)
-        with bar:
-            trainer.train()
-        losses = tuple(log["loss"] for log in trainer.state.log_history if "loss" in log)
-        if not np.isfinite(losses).all():
-            raise InputInvalid(
-                f"the loss became {losses[-1]} within {len(losses)} steps",
-                mend=f"lower the learning rate (now {chosen.learning_rate})",
-            )
+        losses = train_answers(model, examples, chosen, pad=pad, title=title, progress=progress)
         adapter = Path(work) / "adapter"
         # "auto" would ask the hub whether the base's vocabulary has changed.
         model.save_pretrained(adapter, save_embedding_layers=False)
         adapter.rename(out)
     kind = str(dtype).removeprefix("torch.")
     return Finetuned(out, losses, time.monotonic() - started, device.type, kind)
-
-
-class _AnswerTrainer(Trainer):
-    """The Trainer, learning answers only."""
-
-    def compute_loss(
-        self,
-        model: Any,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> Any:
-        logits, targets = answer_logits(model, inputs["input_ids"], inputs["predicts"])
-        return torch.nn.functional.cross_entropy(logits, targets)
-
-
-class _Bar(TrainerCallback):
-    def __init__(self, bar: "tqdm[Any]") -> None:
-        self.bar = bar
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.bar.update()
-
-    def on_log(self, *_: Any, logs: dict[str, Any] | None = None, **__: Any) -> None:
-        if logs and "loss" in logs:
-            self.bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
 
 
 def _with_adapter(model_dir: Path, settings: LoraSettings, dtype: torch.dtype, base: str) -> Any:
@@ -234,37 +176,3 @@ def _with_adapter(model_dir: Path, settings: LoraSettings, dtype: torch.dtype, b
         adapted = get_peft_model(model, config)
     adapted.peft_config["default"].base_model_name_or_path = base
     return adapted
-
-
-def _arguments(settings: LoraSettings, work: Path, device: torch.device) -> TrainingArguments:
-    return TrainingArguments(
-        output_dir=str(work),
-        max_steps=settings.steps,
-        per_device_train_batch_size=settings.batch_size,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type="linear",
-        warmup_steps=settings.warmup_steps,
-        weight_decay=0.0,
-        seed=settings.seed,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        save_strategy="no",
-        report_to=[],
-        use_cpu=device.type == "cpu",
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-        disable_tqdm=True,
-    )
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seed the global generators that peft and the Trainer draw from, and put them back after."""
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - Trainer uses it
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)  # noqa: NPY002

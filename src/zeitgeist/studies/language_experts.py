@@ -18,8 +18,8 @@ from xxhash import xxh3_128
 import zeitgeist
 from zeitgeist.checkpoints import cache_directory, open_checkpoint
 from zeitgeist.checkpoints.cache import made_once
-from zeitgeist.studies.merging_scores import Scores
-from zeitgeist.studies.merging_tasks import Task, encode, split
+from zeitgeist.studies.language_scores import Scores
+from zeitgeist.studies.language_tasks import Task, encode, split
 from zeitgeist.training import Example, LoraSettings, best_device, best_dtype, finetune_lora
 
 

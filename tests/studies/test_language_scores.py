@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from zeitgeist.studies.merging_scores import ALL, Scores, compare, lookup, score, wilson
+from zeitgeist.studies.language_scores import ALL, Scores, compare, lookup, score, wilson
 from zeitgeist.training import Example
 
 PROMPTS = [(5, 6, 7), (8,), (9, 10), (11, 12, 13, 14)]

@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from zeitgeist.errors import InputInvalid
-from zeitgeist.studies.merging_tasks import (
+from zeitgeist.studies.language_tasks import (
     CODE_FROM,
     IDENTIFIERS_FROM,
     MONTHS,

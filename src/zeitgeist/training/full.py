@@ -1,0 +1,98 @@
+"""Fine-tune every weight of a model on prompts with answers.
+
+The weights stay in float32 and learn under bfloat16 autocast where the hardware has it: steps of
+AdamW at these rates would be lost in bfloat16 weights.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from zeitgeist.errors import InputInvalid
+from zeitgeist.training.answers import Example
+from zeitgeist.training.trainer import seeded, train_answers
+
+
+@dataclass(frozen=True)
+class FullSettings:
+    """How all weights are trained.
+
+    Parameters
+    ----------
+    steps
+        Optimiser steps.
+    batch_size
+        Sequences per step.
+    learning_rate
+        Peak of AdamW; linear warm-up, then linear to 0. A tenth of LoRA's, as is usual.
+    warmup_steps
+        Of them.
+    seed
+        Of the order of examples.
+    """
+
+    steps: int = 40
+    batch_size: int = 8
+    learning_rate: float = 1e-4
+    warmup_steps: int = 5
+    seed: int = 0
+
+
+def finetune_full(
+    model: Any,
+    examples: Sequence[Example],
+    *,
+    settings: FullSettings | None = None,
+    pad: int = 0,
+    title: str = "fine-tune",
+    progress: bool | None = None,
+) -> tuple[float, ...]:
+    """Train all weights of a loaded model, in place.
+
+    Parameters
+    ----------
+    model
+        A causal transformers model in float32.
+    examples
+        What to learn.
+    settings
+        None: the defaults of `FullSettings`.
+    pad
+        Token id to fill batches with.
+    title
+        Of the progress bar.
+    progress
+        Show a bar on stderr; None: when it is a terminal.
+
+    Returns
+    -------
+    tuple of float
+        The loss of every step (nats per answer token).
+
+    Raises
+    ------
+    InputInvalid
+        The weights are not in float32, or there is nothing to learn from.
+
+    Examples
+    --------
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> shape = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, vocab_size=16,
+    ...              num_attention_heads=2, num_key_value_heads=1)
+    >>> model = LlamaForCausalLM(LlamaConfig(**shape))
+    >>> settings = FullSettings(steps=2, batch_size=1)
+    >>> len(finetune_full(model, [Example((1, 2), (3,))], settings=settings, progress=False))
+    2
+    """
+    chosen = settings or FullSettings()
+    if low := {p.dtype for p in model.parameters()} - {torch.float32}:
+        raise InputInvalid(
+            f"the weights are in {str(low.pop()).removeprefix('torch.')}",
+            mend="load the model with dtype=torch.float32",
+        )
+    with seeded(chosen.seed):
+        losses = train_answers(model, examples, chosen, pad=pad, title=title, progress=progress)
+    model.eval()
+    return losses
