@@ -17,11 +17,14 @@ share of the way from the base to the experts a merge goes.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from zeitgeist.evidence import Arm, Claim, Group, Measured, Metric, Size, Study
+from zeitgeist.evidence import Arm, Claim, Evidence, Group, Measured, Metric, Size, Study
 from zeitgeist.studies import merging_at_scale_digits as digits
 from zeitgeist.studies.merging_at_scale_digits import METHODS
+
+if TYPE_CHECKING:
+    from zeitgeist.evidence.figures import Figure
 
 NARROW, WIDE, MOST = 12, 96, 8
 BASES = ("weak", "strong")
@@ -169,6 +172,13 @@ def measure(arm: str, prepared: tuple[str, Any]) -> Iterable[Measured]:
     return _FAMILIES[family][1](arm, shared)
 
 
+def figures(evidence: Evidence) -> "list[Figure]":
+    """The pictures of the page."""
+    from zeitgeist.studies.merging_at_scale_charts import figures as drawn
+
+    return drawn(evidence)
+
+
 def _digits_settings(*widths: int) -> tuple[dict[str, Any], ...]:
     return tuple({"family": "digits", "width": w, "base": b} for w in widths for b in BASES)
 
@@ -191,9 +201,10 @@ STUDY = Study(
     claims=CLAIMS,
     sizes={
         "quick": Size(8, _digits_settings(NARROW, WIDE), _NUMBERS, minutes=1.5),
-        "full": Size(20, _digits_settings(NARROW, 24, 48, WIDE), _NUMBERS, minutes=8),
-        "paper": Size(30, _digits_settings(NARROW, 24, 48, WIDE, 192, 384), _NUMBERS, minutes=90),
+        "full": Size(20, _digits_settings(NARROW, 24, 48, WIDE), _NUMBERS, minutes=7.0),
+        "paper": Size(30, _digits_settings(NARROW, 24, 48, WIDE, 192, 384), _NUMBERS, minutes=90.0),
     },
     measure=measure,
     prepare=prepare,
+    figures=figures,
 )

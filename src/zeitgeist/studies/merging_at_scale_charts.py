@@ -1,0 +1,297 @@
+"""The pictures of merging at scale: how merges fare with more experts, wider nets, better bases."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from zeitgeist.errors import ExtraMissing
+from zeitgeist.evidence import Evidence, summary
+from zeitgeist.evidence.figures import Figure
+from zeitgeist.studies.merging_at_scale_digits import METHODS
+from zeitgeist.studies.merging_at_scale_effects import effect_sizes
+
+try:
+    import altair as alt
+except ImportError as missing:
+    raise ExtraMissing.named("report", "drawing a picture") from missing
+
+# Okabe and Ito's colours, which people who see fewer colours tell apart; shapes and dashes say the
+# same again, also in grey print.
+LOOKS: Mapping[str, tuple[str, str, list[int]]] = {
+    "average": ("#E69F00", "circle", [1, 0]),
+    "task_arithmetic": ("#56B4E9", "square", [6, 2]),
+    "ties": ("#009E73", "triangle-up", [3, 2]),
+    "dare_ties": ("#CC79A7", "diamond", [1, 2]),
+    "multitask": ("#D55E00", "cross", [8, 3, 2, 3]),
+    "base": ("#999999", "triangle-left", [2, 4]),
+    "expert": ("#999999", "triangle-down", [1, 0]),
+}
+BASES = {"weak": ("#E69F00", "circle", [1, 0]), "strong": ("#56B4E9", "square", [6, 2])}
+DODGE = 0.12  # between methods at one number of experts, so that intervals do not hide each other
+PANEL = {"width": 122, "height": 100}
+ROWS: dict[str, Any] = {"width": "container", "height": {"step": 30}}
+_DIGITS: dict[str, Any] = {"family": "digits"}
+
+
+def figures(evidence: Evidence) -> list[Figure]:
+    """Every picture of the page, in order; what was not measured is left out.
+
+    Parameters
+    ----------
+    evidence
+        Of the study, at any size.
+    """
+    if not any(row.get("family") == "digits" for row in evidence.rows):
+        return []
+    made = [
+        Figure(
+            "held-in",
+            "What merges keep of their experts' skill",
+            "Accuracy on the tasks of the merged experts, relative to each task's own expert (1: "
+            "nothing lost), against the number of experts; rows are widths, columns bases. Bars "
+            "are 95 % intervals over seeds. The base is zero-shot; the multitask model is one "
+            "model trained on all eight tasks.",
+            against_experts(evidence, "held_in"),
+        ),
+        Figure(
+            "held-out",
+            "What merges do to tasks nobody fine-tuned on",
+            "Accuracy on the held-out tasks relative to the base (1: as the base), against the "
+            "number of experts; rows are widths, columns bases. Bars are 95 % intervals over "
+            "seeds.",
+            against_experts(evidence, "held_out"),
+        ),
+        Figure(
+            "room",
+            "How much room there was",
+            "Absolute accuracy on the held-in tasks: the base before any fine-tuning, eight "
+            "experts merged by task arithmetic, the multitask model, and each task's own expert. "
+            "Where the base stands next to the expert, no merge can be far from it.",
+            room(evidence),
+        ),
+        Figure(
+            "methods-apart",
+            "How far apart the methods are",
+            "Mean distance of the four methods' held-in scores from their common mean, with eight "
+            "experts, against width. Bars are 95 % intervals over seeds.",
+            apart(evidence),
+        ),
+    ]
+    effects = [effect for effect in effect_sizes(evidence.rows) if math.isfinite(effect.low)]
+    if effects:
+        made.append(
+            Figure(
+                "effects",
+                "What matters, and how much",
+                "Standardised effects on held-in performance from one regression over all merges: "
+                "by how many standard deviations it moves when a number moves by one of its own, "
+                "or when averaging is exchanged for another method. Bars are 95 % intervals over "
+                "seeds; the interval of an effect that does not matter crosses 0.",
+                effects_chart(evidence, effects),
+            )
+        )
+    return made
+
+
+def against_experts(evidence: Evidence, metric: str) -> alt.TopLevelMixin:
+    """A metric against the number of experts: methods and baselines, in panels."""
+    by = ["width", "base", "arm"]
+    merged = summary(evidence.rows, metric, [*by, "experts"], {**_DIGITS, "arm": METHODS})
+    counts = sorted({point["experts"] for point in merged})
+    still = summary(evidence.rows, metric, by, {**_DIGITS, "arm": ("multitask", "base")})
+    flat = [{**point, "experts": count} for point in still for count in counts]
+    arms = [*METHODS, "multitask", "base"]
+    points = [
+        {
+            **_told(evidence, point),
+            "across": point["experts"] + DODGE * (arms.index(point["arm"]) - 2.5),
+            "row": f"width {point['width']}",
+            "column": f"{point['base']} base",
+        }
+        for point in [*merged, *flat]
+    ]
+    x = alt.X(
+        "across:Q",
+        title="experts (number)",
+        axis=alt.Axis(values=counts, format="d"),
+        scale=alt.Scale(domain=[counts[0] - 0.5, counts[-1] + 0.5], nice=False),
+    )
+    y = alt.Y("value:Q", title=_short(metric), scale=alt.Scale(zero=False))
+    low = alt.Y("low:Q", title=_short(metric))
+    rows = [f"width {width}" for width in sorted({point["width"] for point in points})]
+    columns = [f"{base} base" for base in BASES]
+    colour, shape, dash = _encodings(evidence, arms)
+    base = alt.Chart().encode(x=x, color=colour)
+    layers = alt.layer(
+        base.mark_line(strokeWidth=1.6).encode(y=y, strokeDash=dash),
+        base.mark_rule(opacity=0.6)
+        .encode(y=low, y2="high:Q")
+        .transform_filter(alt.FieldOneOfPredicate("arm", list(METHODS))),
+        base.mark_point(size=34, filled=True, opacity=1).encode(
+            y=y,
+            shape=shape,
+            tooltip=[
+                alt.Tooltip("model:N"),
+                alt.Tooltip("experts:Q"),
+                alt.Tooltip("value:Q", format=".3f"),
+                alt.Tooltip("low:Q", format=".3f", title="95 % from"),
+                alt.Tooltip("high:Q", format=".3f", title="to"),
+            ],
+        ),
+        data=alt.InlineData(values=points),
+    ).properties(**PANEL)
+    chart: alt.TopLevelMixin = layers.facet(
+        row=alt.Row("row:N", title=None, sort=rows, header=alt.Header(labelPadding=2)),
+        column=alt.Column("column:N", title=None, sort=columns),
+        spacing=8,
+    )
+    return chart
+
+
+def room(evidence: Evidence) -> alt.TopLevelMixin:
+    """Absolute held-in accuracy of base, merge, multitask model and expert, per width and base."""
+    by = ["width", "base", "arm"]
+    metric = "held_in_absolute"
+    most = max(row["experts"] for row in evidence.rows if row.get("experts") is not None)
+    merged = {**_DIGITS, "arm": "task_arithmetic", "experts": most}
+    arms = ["base", "task_arithmetic", "multitask", "expert"]
+    points = [
+        {**_told(evidence, point), "cell": f"{point['base']}, width {point['width']}"}
+        for point in [
+            *summary(evidence.rows, metric, by, merged),
+            *summary(
+                evidence.rows, metric, by, {**_DIGITS, "arm": tuple(set(arms) - {merged["arm"]})}
+            ),
+        ]
+    ]
+    points.sort(key=lambda point: (list(BASES).index(point["base"]), point["width"]))
+    cells = list(dict.fromkeys(point["cell"] for point in points))
+    colour, shape, _ = _encodings(evidence, arms)
+    y = alt.Y("cell:N", title=None, sort=cells)
+    side = alt.YOffset("model:N", sort=[evidence.arm(arm).title for arm in arms])
+    x = alt.X("value:Q", title="held-in accuracy (share right)", scale=alt.Scale(zero=False))
+    data = alt.InlineData(values=points)
+    return alt.layer(
+        alt.Chart(data)
+        .mark_point(size=70, filled=True, opacity=0.9)
+        .encode(
+            x=x,
+            y=y,
+            yOffset=side,
+            color=colour,
+            shape=shape,
+            tooltip=[
+                alt.Tooltip("model:N"),
+                alt.Tooltip("cell:N", title="where"),
+                alt.Tooltip("value:Q", format=".3f"),
+            ],
+        ),
+        alt.Chart(data)
+        .mark_rule(opacity=0.6)
+        .encode(x=alt.X("low:Q"), x2="high:Q", y=y, yOffset=side, color=colour),
+    ).properties(**{**ROWS, "height": {"step": 44, "for": "position"}})
+
+
+def apart(evidence: Evidence) -> alt.TopLevelMixin:
+    """Mean distance of the methods from their mean against width, one line per base."""
+    most = max(row["experts"] for row in evidence.rows if row.get("experts") is not None)
+    where = {**_DIGITS, "arm": METHODS, "experts": most}
+    found = summary(evidence.rows, "apart", ["width", "base"], where)
+    points = [{**point, **_ends(point)} for point in found]
+    widths = sorted({point["width"] for point in points})
+    bases = [base for base in BASES if any(point["base"] == base for point in points)]
+    title = "distance from the methods' mean (held-in)"
+    x = alt.X(
+        "width:Q",
+        title="width (units per layer)",
+        scale=alt.Scale(type="log", base=2, nice=False, padding=20),
+        axis=alt.Axis(values=widths, format="d"),
+    )
+    looks = [BASES[base] for base in bases]
+    legend = alt.Legend(orient="bottom", title="base")
+    colours = alt.Scale(domain=bases, range=[colour for colour, _, _ in looks])
+    shapes = alt.Scale(domain=bases, range=[shape for _, shape, _ in looks])
+    dashes = alt.Scale(domain=bases, range=[dash for _, _, dash in looks])
+    base = alt.Chart(alt.InlineData(values=points)).encode(
+        x=x, color=alt.Color("base:N", scale=colours, legend=legend)
+    )
+    y = alt.Y("value:Q", title=title)
+    return alt.layer(
+        base.mark_line().encode(y=y, strokeDash=alt.StrokeDash("base:N", scale=dashes)),
+        base.mark_rule(opacity=0.6).encode(y=alt.Y("low:Q", title=title), y2="high:Q"),
+        base.mark_point(size=70, filled=True, opacity=1).encode(
+            y=y,
+            shape=alt.Shape("base:N", scale=shapes, legend=legend),
+            tooltip=[
+                alt.Tooltip("base:N"),
+                alt.Tooltip("width:Q"),
+                alt.Tooltip("value:Q", format=".4f", title="distance"),
+            ],
+        ),
+    ).properties(width="container", height=240)
+
+
+def effects_chart(evidence: Evidence, effects: Sequence[Any]) -> alt.TopLevelMixin:
+    """Standardised effects with their intervals; hovering tells them in their own unit."""
+    points = [
+        {
+            "effect": evidence.arm(e.name).title + " v. averaging" if e.name in METHODS else e.name,
+            "value": e.standardised,
+            "low": e.low,
+            "high": e.high,
+            "own": f"{e.raw:+.4f} ({e.raw_low:+.4f} to {e.raw_high:+.4f}) {e.unit}",
+        }
+        for e in effects
+    ]
+    y = alt.Y("effect:N", title=None, sort=None, axis=alt.Axis(labelLimit=190))
+    data = alt.InlineData(values=points)
+    title = "standardised effect (standard deviations)"
+    tip = [
+        alt.Tooltip("effect:N"),
+        alt.Tooltip("value:Q", format="+.2f", title="standardised"),
+        alt.Tooltip("own:N", title="in its own unit"),
+    ]
+    zero = alt.Chart(alt.InlineData(values=[{"zero": 0}])).mark_rule(
+        strokeDash=[4, 3], color="#888"
+    )
+    return alt.layer(
+        zero.encode(x=alt.X("zero:Q", title=title)),
+        alt.Chart(data)
+        .mark_rule(color="#56B4E9", strokeWidth=2)
+        .encode(x=alt.X("low:Q", title=title), x2="high:Q", y=y),
+        alt.Chart(data)
+        .mark_point(size=80, filled=True, opacity=1, color="#56B4E9")
+        .encode(x=alt.X("value:Q", title=title), y=y, tooltip=tip),
+    ).properties(**ROWS)
+
+
+def _told(evidence: Evidence, point: Mapping[str, Any]) -> dict[str, Any]:
+    return {**point, "model": evidence.arm(point["arm"]).title, **_ends(point)}
+
+
+def _ends(point: Mapping[str, Any]) -> dict[str, float]:
+    """An interval without an end is drawn as none."""
+    ends = {key: point[key] for key in ("low", "high")}
+    return {
+        key: end if all(map(math.isfinite, ends.values())) else point["value"]
+        for key, end in ends.items()
+    }
+
+
+def _encodings(evidence: Evidence, arms: Sequence[str]) -> tuple[Any, Any, Any]:
+    titles = [evidence.arm(arm).title for arm in arms]
+    colours, shapes, dashes = zip(*(LOOKS[arm] for arm in arms), strict=True)
+    legend = alt.Legend(
+        orient="bottom", direction="horizontal", columns=2, title=None, symbolOpacity=1
+    )
+    return (
+        alt.Color("model:N", scale=alt.Scale(domain=titles, range=list(colours)), legend=legend),
+        alt.Shape("model:N", scale=alt.Scale(domain=titles, range=list(shapes)), legend=legend),
+        alt.StrokeDash(
+            "model:N", scale=alt.Scale(domain=titles, range=list(dashes)), legend=legend
+        ),
+    )
+
+
+def _short(metric: str) -> str:
+    return {"held_in": "held-in / expert's", "held_out": "held-out / base's"}[metric]
