@@ -224,7 +224,7 @@ def finetune_lora(
     rank: int,
     steps: int,
     seed: int,
-    learning_rate: float = 1e-2,
+    learning_rate: float = 3e-3,
     batch: int = 64,
 ) -> dict[str, tuple[Float[Tensor, "E r I"], Float[Tensor, "E O r"]]]:
     """Fine-tune an adapter for each set of tasks on `Net.adapted`; the update is B A.
