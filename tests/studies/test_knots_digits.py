@@ -1,4 +1,4 @@
-"""The rotation changes nothing linear, tuning costs all the same, orthogonal adapters are summed."""
+"""The rotation changes nothing linear, tuning costs the same, orthogonal adapters are summed."""
 
 from dataclasses import replace
 
