@@ -49,6 +49,21 @@ class Judged(NamedTuple):
     score: Float[Tensor, " C"]
     loss: Float[Tensor, " C"]
 
+    @property
+    def best(self) -> int:
+        """The candidate with the highest score, and the lowest loss among those; the first of all.
+
+        Examples
+        --------
+        >>> Judged(torch.tensor([1.0, 2.0, 2.0]), torch.tensor([0.1, 0.5, 0.4])).best
+        2
+        """
+        return max(range(len(self.score)), key=self.key)
+
+    def key(self, candidate: int) -> tuple[float, float]:
+        """What makes a candidate better than another: larger is better."""
+        return self.score[candidate].item(), -self.loss[candidate].item()
+
 
 @dataclass(frozen=True)
 class Tuned:
@@ -115,18 +130,18 @@ def tune(
     judge
         Scores and losses of candidates on validation data.
     """
-    best, found, tried = (-inf, -inf), None, 0
+    highest, found, tried = (-inf, -inf), None, 0
     scales = torch.tensor(lambdas, dtype=torch.float64)
     for density, update in updates:
         candidates = base.double() + scales[:, None] * update
         judged = judge(candidates)
         tried += len(candidates)
-        for i, key in enumerate(zip(judged.score.tolist(), (-judged.loss).tolist(), strict=True)):
-            if key > best:
-                best, found = key, Tuned(candidates[i], lambdas[i], density, 0)
+        best = judged.best
+        if judged.key(best) > highest:
+            highest, found = judged.key(best), (candidates[best], lambdas[best], density)
     if found is None:
         raise ValueError("no candidate has a finite score")
-    return Tuned(found.vector, found.lambda_, found.density, tried)
+    return Tuned(*found, tried)
 
 
 def tune_method(
