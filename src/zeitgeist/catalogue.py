@@ -25,9 +25,10 @@ class Option(NamedTuple):
 class System:
     """Something a paper or a release proposed, and where it lives in this package.
 
-    ``door`` and the values of ``configs`` are import paths ``module:attribute``. ``published``
-    holds the defaults the paper states, per configuration, so that a test can hold the code to
-    them.
+    ``door``, ``study`` and the values of ``configs`` are import paths ``module:attribute``.
+    ``example`` is a line of shell and ``python`` the same through the door; ``limits`` says what
+    a person should know before relying on it. ``published`` holds the defaults the paper states,
+    per configuration, so that a test can hold the code to them.
     """
 
     slug: str
@@ -43,18 +44,41 @@ class System:
     configs: Mapping[str, str]
     page: str
     study: str
+    python: str = ""
+    limits: tuple[str, ...] = ()
     published: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
     def load_door(self) -> Any:
         """Import and return the public function or class this system is used through."""
-        return _load(self.door)
+        return load(self.door)
+
+    def load_study(self) -> Any:
+        """Import and return the study that tests this system's claims."""
+        return load(self.study)
 
     def options(self) -> dict[str, list[Option]]:
         """Every option with its default, meaning and source, per configuration."""
-        return {name: _options(_load(path)) for name, path in self.configs.items()}
+        return {name: _options(load(path)) for name, path in self.configs.items()}
 
 
-def _load(path: str) -> Any:
+@dataclass(frozen=True)
+class Area:
+    """A room of the house; ``study`` compares all methods in it, or is empty."""
+
+    slug: str
+    title: str
+    purpose: str
+    study: str = ""
+
+
+def load(path: str) -> Any:
+    """What an import path ``module:attribute`` names.
+
+    Examples
+    --------
+    >>> load("zeitgeist.catalogue:find").__name__
+    'find'
+    """
     module, _, attribute = path.partition(":")
     return getattr(import_module(module), attribute)
 
@@ -70,6 +94,15 @@ def _options(config: type) -> list[Option]:
         for f in fields(config)
     ]
 
+
+AREAS: tuple[Area, ...] = (
+    Area(
+        "merging",
+        "Model merging",
+        "many checkpoints into one, without training",
+        "zeitgeist.studies.merging:STUDY",
+    ),
+)
 
 SYSTEMS: tuple[System, ...] = (
     System(
@@ -89,7 +122,23 @@ SYSTEMS: tuple[System, ...] = (
             "dare_ties": "zeitgeist.merging.options:DareTies",
         },
         page="docs/merging.md",
-        study="zeitgeist demo",
+        study="zeitgeist.studies.merging_at_scale:STUDY",
+        python="""\
+from zeitgeist.merging import merge
+
+merge(
+    {
+        "merge_method": "ties",
+        "base_model": "BASE",
+        "models": [{"model": "A"}, {"model": "B"}],
+    },
+    "merged",
+)
+""",
+        limits=(
+            "Experts must come from the same base; merge check warns when they do not.",
+            "Defaults are the papers', tuned on other models: sweep lambda on held-out data.",
+        ),
         published={"ties": {"density": 0.2, "lambda_": 1.0}},
     ),
     System(
@@ -105,7 +154,16 @@ SYSTEMS: tuple[System, ...] = (
         example="zeitgeist merge --method knots_ties --expert lora-a --expert lora-b -o merged",
         configs={"knots_ties": "zeitgeist.merging.knots:KnotsOptions"},
         page="docs/merging.md",
-        study="zeitgeist demo",
+        study="zeitgeist.studies.knots:STUDY",
+        python="""\
+from zeitgeist.merging import merge_adapters
+
+merge_adapters(["lora-a", "lora-b"], "merged", method="knots_ties")
+""",
+        limits=(
+            "Adapters only: full fine-tunes have no low rank to align.",
+            "DoRA magnitudes and adapter biases are refused; modules_to_save are not merged.",
+        ),
         published={"knots_ties": {"density": 0.2, "lambda_": 0.6}},
     ),
     System(
@@ -123,7 +181,24 @@ SYSTEMS: tuple[System, ...] = (
         ),
         configs={"lines": "zeitgeist.merging.lines:LinesOptions"},
         page="docs/merging.md",
-        study="zeitgeist demo",
+        study="zeitgeist.studies.lines:STUDY",
+        python="""\
+from zeitgeist.merging import merge
+
+merge(
+    {
+        "merge_method": "lines",
+        "base_model": "BASE",
+        "models": [{"model": "TUNED"}],
+        "lines": {"alpha": 0.1},
+    },
+    "gentler",
+)
+""",
+        limits=(
+            "Uniform scaling (task_arithmetic with lambda below 1) is as cheap: compare both.",
+            "A model with several stacks has each scaled over its own depth.",
+        ),
     ),
 )
 

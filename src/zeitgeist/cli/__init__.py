@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError, Parameter
 
 import zeitgeist
-from zeitgeist.cli import demo, merge, models, systems
+from zeitgeist.cli import merge, models, report, reproduce, systems
 from zeitgeist.errors import ZeitgeistError
 
 app = App(
@@ -21,7 +21,8 @@ app.command(systems.list_systems, name="list")
 app.command(systems.show)
 app.command(models.app)
 app.command(merge.app)
-app.command(demo.demo)
+app.command(reproduce.reproduce)
+app.command(report.report)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

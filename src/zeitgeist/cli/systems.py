@@ -62,4 +62,4 @@ def show(slug: str, /, *, json: bool = False) -> None:
                 print(f"      default from: {option.source}")
     print(f"\nPython:  from {system.door.replace(':', ' import ')}")
     print(f"Shell:   {system.example}")
-    print(f"Guide:   {system.page}\nStudy:   {system.study}")
+    print(f"Guide:   {system.page}\nStudy:   zeitgeist reproduce {system.slug}")

@@ -6,6 +6,7 @@ specification for a page, and, through vl-convert, PNG and SVG without a browser
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from zeitgeist.errors import ExtraMissing
@@ -38,13 +39,14 @@ class Figure:
 
     def png(self) -> bytes:
         """The picture on white."""
-        return bytes(vl_convert.vegalite_to_png(self._still(), scale=PNG_SCALE, config=ON_WHITE))
+        return bytes(vl_convert.vegalite_to_png(self.still(), scale=PNG_SCALE, config=ON_WHITE))
 
     def svg(self) -> str:
         """The same as vectors."""
-        return str(vl_convert.vegalite_to_svg(self._still(), config=ON_WHITE))
+        return str(vl_convert.vegalite_to_svg(self.still(), config=ON_WHITE))
 
-    def _still(self) -> dict[str, Any]:
+    def still(self) -> dict[str, Any]:
+        """The specification where there is no page to take the width from."""
         spec = self.spec()
         return {**spec, "width": WIDTH} if spec.get("width") == "container" else spec
 
@@ -112,3 +114,19 @@ def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> float:
     across = min(one[2], other[2]) - max(one[0], other[0])
     down = min(one[3], other[3]) - max(one[1], other[1])
     return max(0.0, across) * max(0.0, down)
+
+
+def save_figures(figures: Sequence[Figure], place: Path) -> None:
+    """Write every figure as PNG and as an interactive page of its own.
+
+    Parameters
+    ----------
+    figures
+        Of a study.
+    place
+        An existing directory; files of the same names are replaced.
+    """
+    for figure in figures:
+        (place / f"{figure.slug}.png").write_bytes(figure.png())
+        page = vl_convert.vegalite_to_html(figure.still(), bundle=True, config=ON_WHITE)
+        (place / f"{figure.slug}.html").write_text(page, encoding="utf-8")

@@ -292,13 +292,19 @@ def _geometry(arm: str, layers: Layers, labels: Mapping[str, str]) -> Iterator[M
     if arm == "knots_ties":
         for basis, found in zip(("own", "shared"), alignments(layers), strict=True):
             named = {**labels, "basis": basis}
-            yield Measured("cosine", _between(found.cosine), named)
-            yield Measured("sign_conflict", _between(found.conflict), named)
+            yield Measured("cosine", between_pairs(found.cosine), named)
+            yield Measured("sign_conflict", between_pairs(found.conflict), named)
             own = found.shared.diagonal()[:, None]
-            yield Measured("shared_entries", _between(found.shared / own), named)
+            yield Measured("shared_entries", between_pairs(found.shared / own), named)
 
 
-def _between(pairs: Float[Tensor, "n n"]) -> float:
-    """Mean over pairs of different experts."""
+def between_pairs(pairs: Float[Tensor, "n n"]) -> float:
+    """Mean over pairs of different experts.
+
+    Examples
+    --------
+    >>> between_pairs(torch.tensor([[9.0, 1.0], [1.0, 9.0]]))
+    1.0
+    """
     n = len(pairs)
     return float((pairs.sum() - pairs.diagonal().sum()) / (n * (n - 1)))

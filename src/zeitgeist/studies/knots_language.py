@@ -7,13 +7,14 @@ lambda, one after the other as the paper tunes.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
+from operator import add
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
-
 from zeitgeist.evidence import Measured
 from zeitgeist.merging import merge_adapters
+from zeitgeist.studies.knots_digits import between_pairs
 from zeitgeist.studies.language import Bench, Merges, measured, tuned
 
 Stages = Sequence[Sequence[Mapping[str, float]]]
@@ -46,7 +47,7 @@ def measure(arm: str, bench: Bench) -> Iterator[Measured]:
 
 
 def _alignment(bench: Bench) -> Iterator[Measured]:
-    """Pairwise cosine and sign conflict, mean over pairs and layers, before and after."""
+    """Pairwise cosine and sign conflict over all layers, mean over pairs, in both bases."""
     with TemporaryDirectory() as work:
         report = merge_adapters(
             [expert.path for expert in bench.experts],
@@ -54,11 +55,7 @@ def _alignment(bench: Bench) -> Iterator[Measured]:
             density=1.0,
             progress=False,
         )
-    for stage in ("before", "after"):
-        found = [getattr(layer, stage) for layer in report.layers.values()]
-        n = len(bench.experts)
-        pairs = np.triu_indices(n, 1)
-        for metric in ("cosine", "conflict"):
-            values = [getattr(alignment, metric).numpy()[pairs].mean() for alignment in found]
-            name = "sign_conflict" if metric == "conflict" else metric
-            yield Measured(name, float(np.mean(values)), {"stage": stage})
+    for stage, basis in (("before", "own"), ("after", "shared")):
+        found = reduce(add, (getattr(layer, stage) for layer in report.layers.values()))
+        yield Measured("cosine", between_pairs(found.cosine), {"basis": basis})
+        yield Measured("sign_conflict", between_pairs(found.conflict), {"basis": basis})

@@ -7,9 +7,9 @@ learned. The update is then scaled over depth in three ways, each with the same 
     uniform    alpha everywhere                                 (the line to the base, as WiSE-FT)
     reversed   1 in the first block, alpha in the last          (1 outside the blocks)
 
-Scored are the target (NLL of the task's answers) and control (NLL of English and Python). Two
-numbers compare whole curves: the share of the forgetting that can be undone while the target's
-loss stays within 5 % of the base-to-fine-tune gain, and the area under the curve.
+Scored are the target (NLL of the task's answers) and control (NLL of English and Python). A
+curve is judged by the share of the forgetting that it undoes while the target's loss gives up at
+most 5 % of what the fine-tune gained; alphas between those that were tried are interpolated.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,14 +22,14 @@ from torch import Tensor
 
 from zeitgeist.checkpoints import resolve
 from zeitgeist.evidence import Group, Measured
-from zeitgeist.merging import LinesOptions
 from zeitgeist.merging.lines import scale_layers
 from zeitgeist.studies.language import POOL
 from zeitgeist.studies.language_experts import open_base
 from zeitgeist.studies.language_scores import Scores, score
 from zeitgeist.studies.language_tasks import TASKS, encode, held_out, split
+from zeitgeist.studies.lines_digits import single_options
 from zeitgeist.studies.trade_off import control_at_target
-from zeitgeist.training import Example, FullSettings, finetune_full, load_model
+from zeitgeist.training import Example, Schedule, finetune_full, load_model
 
 TOLERANCE = 0.05
 """Share of the fine-tune's gain on the target that may be given up."""
@@ -56,11 +56,11 @@ def prepare(group: Group) -> Tuned:
     ----------
     group
         ``setting["task"]``; ``parameters``: ``model``, ``alphas``, ``target_items``, ``windows``,
-        ``context_tokens``, ``window_tokens`` and ``full`` (changes to `FullSettings`).
+        ``context_tokens``, ``window_tokens`` and ``full`` (changes to `Schedule`).
     """
     known, task = group.parameters, TASKS[str(group.setting["task"])]
     base = open_base(known["model"], resolve(known["model"], progress=False))
-    settings = FullSettings(**{**known["full"], "seed": group.seed})
+    settings = Schedule(**{**known["full"], "seed": group.seed})
     drawn = split(task, train=settings.steps * settings.batch_size, test=POOL, seed=group.seed)
     target = [encode(base.tokenizer, task, item) for item in drawn.test[: known["target_items"]]]
     texts = held_out(
@@ -87,19 +87,6 @@ def _losses(scores: Scores) -> tuple[float, float]:
     return float(np.mean(scores.nll["target"])), float(np.mean(texts))
 
 
-def options(family: str, alpha: float) -> LinesOptions:
-    """The scaling of a family at a strength.
-
-    Examples
-    --------
-    >>> options("reversed", 0.25).strengths(1)
-    (1.0, -0.75)
-    """
-    if family == "reversed":
-        return LinesOptions(alpha=1.0, beta=alpha - 1.0)
-    return LinesOptions(alpha=alpha, beta=1.0 - alpha if family == "lines" else 0.0)
-
-
 def measure(arm: str, tuned: Tuned) -> Iterator[Measured]:
     """Target and control of one family at every strength, and what its curve reaches."""
     if arm in ("base", "none"):
@@ -110,7 +97,7 @@ def measure(arm: str, tuned: Tuned) -> Iterator[Measured]:
         return
     curve = [(1.0, *tuned.full)]
     for alpha in tuned.alphas:
-        scaled = scale_layers(tuned.before, tuned.after, options(arm, alpha))
+        scaled = scale_layers(tuned.before, tuned.after, single_options(arm, alpha))
         tuned.model.load_state_dict(scaled.tensors)
         losses = _losses(score(tuned.model, tuned.sets, pad=tuned.pad))
         curve.append((alpha, *losses))
@@ -119,13 +106,14 @@ def measure(arm: str, tuned: Tuned) -> Iterator[Measured]:
     curve.sort()
     gain = tuned.base[0] - tuned.full[0]
     control = control_at_target(
-        [-target for _, target, _ in curve],
-        [-control for _, _, control in curve],
-        -(tuned.full[0] + TOLERANCE * gain),
+        [target for _, target, _ in curve],
+        [control for _, _, control in curve],
+        tuned.full[0] + TOLERANCE * gain,
+        better="lower",
     )
-    forgotten = tuned.full[1] - tuned.base[1]
-    yield Measured("control_at_target", -control)
-    yield Measured("undone", (tuned.full[1] + control) / forgotten)
+    yield Measured("control_at_target", control)
+    if (forgotten := tuned.full[1] - tuned.base[1]) > 0:
+        yield Measured("undone", (tuned.full[1] - control) / forgotten)
 
 
 def _point(target: float, control: float, alpha: float) -> Iterator[Measured]:

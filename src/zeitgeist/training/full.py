@@ -5,46 +5,20 @@ AdamW at these rates would be lost in bfloat16 weights.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from zeitgeist.errors import InputInvalid
 from zeitgeist.training.answers import Example
-from zeitgeist.training.trainer import seeded, train_answers
-
-
-@dataclass(frozen=True)
-class FullSettings:
-    """How all weights are trained.
-
-    Parameters
-    ----------
-    steps
-        Optimiser steps.
-    batch_size
-        Sequences per step.
-    learning_rate
-        Peak of AdamW; linear warm-up, then linear to 0. A tenth of LoRA's, as is usual.
-    warmup_steps
-        Of them.
-    seed
-        Of the order of examples.
-    """
-
-    steps: int = 40
-    batch_size: int = 8
-    learning_rate: float = 1e-4
-    warmup_steps: int = 5
-    seed: int = 0
+from zeitgeist.training.trainer import Schedule, seeded, train_answers
 
 
 def finetune_full(
     model: Any,
     examples: Sequence[Example],
     *,
-    settings: FullSettings | None = None,
+    settings: Schedule | None = None,
     pad: int = 0,
     title: str = "fine-tune",
     progress: bool | None = None,
@@ -58,7 +32,7 @@ def finetune_full(
     examples
         What to learn.
     settings
-        None: the defaults of `FullSettings`.
+        None: the defaults of `Schedule`, whose rate is a tenth of LoRA's, as is usual.
     pad
         Token id to fill batches with.
     title
@@ -82,11 +56,11 @@ def finetune_full(
     >>> shape = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, vocab_size=16,
     ...              num_attention_heads=2, num_key_value_heads=1)
     >>> model = LlamaForCausalLM(LlamaConfig(**shape))
-    >>> settings = FullSettings(steps=2, batch_size=1)
+    >>> settings = Schedule(steps=2, batch_size=1)
     >>> len(finetune_full(model, [Example((1, 2), (3,))], settings=settings, progress=False))
     2
     """
-    chosen = settings or FullSettings()
+    chosen = settings or Schedule()
     if low := {p.dtype for p in model.parameters()} - {torch.float32}:
         raise InputInvalid(
             f"the weights are in {str(low.pop()).removeprefix('torch.')}",

@@ -26,12 +26,12 @@ from zeitgeist.errors import ExtraMissing, InputInvalid, OutputExists
 from zeitgeist.training.answers import Example
 from zeitgeist.training.models import peft_warnings
 from zeitgeist.training.precision import best_device, best_dtype
-from zeitgeist.training.trainer import seeded, train_answers
+from zeitgeist.training.trainer import Schedule, seeded, train_answers
 
 
 @dataclass(frozen=True)
-class LoraSettings:
-    """How an adapter is trained.
+class LoraSettings(Schedule):
+    """How an adapter is trained: how long and how fast (`Schedule`), and what it is.
 
     Parameters
     ----------
@@ -41,29 +41,18 @@ class LoraSettings:
         The update is scaled by alpha / r. 16.
     target_modules
         Which layers, as peft takes it. ``"all-linear"``: all of the blocks (QLoRA).
-    steps
-        Optimiser steps.
-    batch_size
-        Sequences per step.
     learning_rate
-        Peak of AdamW; linear warm-up, then linear to 0.
-    warmup_steps
-        Of them.
-    seed
-        Of A's start and of the order of examples.
+        See `Schedule`.
     """
 
     rank: int = 8
     alpha: int = 16
     target_modules: str = "all-linear"
-    steps: int = 40
-    batch_size: int = 8
     learning_rate: float = 1e-3
-    warmup_steps: int = 5
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("rank", "alpha", "steps", "batch_size"):
+        super().__post_init__()
+        for name in ("rank", "alpha"):
             if getattr(self, name) < 1:
                 raise InputInvalid(f"{name} is {getattr(self, name)}", mend="give at least 1")
 

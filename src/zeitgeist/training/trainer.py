@@ -7,9 +7,10 @@ What is adapted, and where it is saved, is decided by `zeitgeist.training.lora` 
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from tempfile import TemporaryDirectory
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,33 +22,34 @@ from zeitgeist.training.answers import Example, answer_logits, collate
 from zeitgeist.training.precision import best_device, best_dtype
 
 
-class Schedule(Protocol):
-    """How long and how fast: what every kind of fine-tune has in its settings."""
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast.
 
-    @property
-    def steps(self) -> int:
-        """Optimiser steps."""
-        ...
+    Parameters
+    ----------
+    steps
+        Optimiser steps.
+    batch_size
+        Sequences per step.
+    learning_rate
+        Peak of AdamW; linear warm-up, then linear to 0.
+    warmup_steps
+        Of them.
+    seed
+        Of the order of examples.
+    """
 
-    @property
-    def batch_size(self) -> int:
-        """Sequences per step."""
-        ...
+    steps: int = 40
+    batch_size: int = 8
+    learning_rate: float = 1e-4
+    warmup_steps: int = 5
+    seed: int = 0
 
-    @property
-    def learning_rate(self) -> float:
-        """Peak of AdamW; linear warm-up, then linear to 0."""
-        ...
-
-    @property
-    def warmup_steps(self) -> int:
-        """Of them."""
-        ...
-
-    @property
-    def seed(self) -> int:
-        """Of the order of examples."""
-        ...
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InputInvalid(f"{name} is {getattr(self, name)}", mend="give at least 1")
 
 
 def train_answers(
