@@ -20,9 +20,6 @@ from typing import TYPE_CHECKING, Any
 from zeitgeist.evidence import Arm, Claim, Evidence, Measured, Metric, Size, Study
 from zeitgeist.merging import compare
 from zeitgeist.studies.language import (
-
-if TYPE_CHECKING:
-    from zeitgeist.evidence.figures import Figure
     LARGE,
     LARGE_NUMBERS,
     NUMBERS,
@@ -31,6 +28,9 @@ if TYPE_CHECKING:
     measured,
     prepare,
 )
+
+if TYPE_CHECKING:
+    from zeitgeist.evidence.figures import Figure
 
 MERGES: Mapping[str, tuple[str, bool]] = {
     "average": ("linear", False),

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from zeitgeist.studies.merging_scores import Row
-from zeitgeist.studies.merging_tasks import TASKS
+from zeitgeist.studies.language_scores import Row
+from zeitgeist.studies.language_tasks import TASKS
 from zeitgeist.training import LoraSettings
 
 
