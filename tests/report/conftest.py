@@ -1,7 +1,7 @@
 """An invented month: studies with every kind of verdict, and the site that is made of them."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +163,6 @@ class Issue:
     systems: tuple[System, ...]
     areas: tuple[Area, ...]
     studies: Mapping[str, Study]
-    told: dict[str, Any] = field(default_factory=dict)
 
     def write(self, out: Path, **changes: Any) -> Site:
         words = {"systems": self.systems, "areas": self.areas, "load": self.studies.__getitem__}
