@@ -54,7 +54,7 @@ def test_every_metric_has_a_panel_with_its_unit_and_every_claim_its_words(
     figure = claims_chart(evidence)
     spec = figure.spec()
     titles = [panel["layer"][0]["encoding"]["x"]["title"] for panel in spec["vconcat"]]
-    assert titles == ["difference in accuracy", "difference in perplexity"]
+    assert titles == [["difference in accuracy"], ["difference in perplexity"]]
     words = " ".join(lines(evidence))
     for claim in evidence.claims:
         assert claim.statement in words
@@ -99,7 +99,7 @@ def test_metrics_that_are_differences_already_keep_their_title(evidence: Evidenc
     verdicts: tuple[Verdict, ...] = tuple(judge(evidence.rows, [claim]))
     one = replace(evidence, metrics=(gain,), claims=(claim,), verdicts=verdicts)
     (panel,) = claims_chart(one).spec()["vconcat"]
-    assert panel["layer"][0]["encoding"]["x"]["title"] == "accuracy above chance"
+    assert panel["layer"][0]["encoding"]["x"]["title"] == ["accuracy above chance"]
 
 
 def test_words_are_wrapped_to_the_width(evidence: Evidence) -> None:

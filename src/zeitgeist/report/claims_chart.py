@@ -65,12 +65,13 @@ def _panel(evidence: Evidence, metric: Metric, width: int) -> alt.LayerChart:
     claims = [claim for claim in evidence.claims if claim.metric == metric.slug]
     verdicts = [evidence.verdict(claim.slug) for claim in claims]
     left, right = _domain(claims, verdicts)
-    rows, words, height = _rows(claims, verdicts, metric, (left, right), int(width / LETTER))
+    letters = int(width / LETTER)
+    rows, words, height = _rows(claims, verdicts, metric, (left, right), letters)
     y_scale = alt.Scale(domain=[height, 0], nice=False, zero=False)
     compared = any(claim.control is not None for claim in claims)
     x = alt.X(
         "x:Q",
-        title=f"difference in {metric.title}" if compared else metric.title,
+        title=wrap(f"difference in {metric.title}" if compared else metric.title, letters),
         scale=alt.Scale(domain=[left, right], nice=False, zero=False),
         axis=alt.Axis(
             tickCount=int(width / 90), grid=False, format="%" if "%" in metric.format else ""

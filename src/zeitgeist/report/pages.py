@@ -102,8 +102,8 @@ def script_data(value: Any) -> str:
 
     Examples
     --------
-    >>> script_data({"low": float("nan"), "label": "</script>"})
-    '{"low": null, "label": "\\u003c/script>"}'
+    >>> print(script_data({"low": float("nan"), "label": "</script>"}))
+    {"low": null, "label": "\\u003c/script>"}
     """
     return inside_script(json.dumps(_finite(value), ensure_ascii=False, allow_nan=False))
 

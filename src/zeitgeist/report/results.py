@@ -144,6 +144,13 @@ class Results:
         return duration(float(self.evidence.seconds))
 
     @property
+    def command(self) -> str:
+        """What runs it again: as it was typed, or the plain command where nobody typed one."""
+        found = self.evidence
+        plain = f"zeitgeist reproduce {found.study} --size {found.size}"
+        return found.command or (f"{plain} --model {found.model}" if found.model else plain)
+
+    @property
     def hash(self) -> str:
         """Of all claims together."""
         return claims_hash(self.evidence.claims)
@@ -201,7 +208,9 @@ def _compared(claim: Claim, evidence: Evidence) -> str:
         )
 
     treatment = named(claim.treatment)
-    return treatment if claim.control is None else f"{treatment} against {named(claim.control)}"
+    if claim.control is None:
+        return f"with {treatment}" if treatment else ""
+    return f"{treatment} against {named(claim.control)}"
 
 
 def _own_figures(run: Run, study: Study) -> Sequence[Figure]:
