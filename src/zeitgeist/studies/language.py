@@ -27,7 +27,7 @@ from transformers.utils import logging as transformers_logging
 from zeitgeist.checkpoints import resolve
 from zeitgeist.errors import InputInvalid
 from zeitgeist.evidence import Group, Measured
-from zeitgeist.merging import merge_adapters, parse_recipe
+from zeitgeist.merging import LinesOptions, merge_adapters, parse_recipe
 from zeitgeist.merging.live import LiveModel, with_values
 from zeitgeist.studies.language_experts import (
     Base,
@@ -172,7 +172,7 @@ class Merges:
         self.experts = [str(expert.path) for expert in chosen]
         self.tasks = tuple(expert.task for expert in chosen)
         self._of_adapters = method.startswith("knots")
-        self._live: tuple[tuple[float, ...], LiveModel] | None = None
+        self._live: tuple[str, LiveModel] | None = None
         self._work: TemporaryDirectory[str] | None = None
 
     def __enter__(self) -> "Merges":
@@ -199,7 +199,10 @@ class Merges:
         return score(live.model, sets, pad=self.bench.base.pad)
 
     def _direct(self, values: Mapping[str, float]) -> set[str]:
-        return {"lambda"} & set(values) if self._of_adapters else set(values)
+        """What may change without another adapter: LiNeS' alpha depends on lambda."""
+        if self._of_adapters:
+            return set() if self.lines is not None else {"lambda"} & set(values)
+        return set(values)
 
     def _recipe(self, values: Mapping[str, float]) -> dict[str, Any]:
         document: dict[str, Any] = {
@@ -211,15 +214,15 @@ class Merges:
         if self._of_adapters:
             document["models"] = [{"model": str(self._adapter(values))}]
             document["parameters"] = {"lambda": 1.0}
-        if self.lines is not None:
+        elif self.lines is not None:
             document["lines"] = dict(self.lines)
         return document
 
     def _adapter(self, values: Mapping[str, float]) -> Path:
-        """The experts as one adapter; lambda is left to the recipe unless it is the default's."""
+        """The experts as one adapter, at lambda 1 where the recipe is going to apply it."""
         own = {name: value for name, value in values.items() if name != "lambda"}
         if "lambda" in values:
-            own["lambda_"] = 1.0
+            own["lambda_"] = 1.0 if self._direct(values) else values["lambda"]
         assert self._work is not None
         place = Path(self._work.name) / "-".join(["merged", *(f"{k}{v}" for k, v in own.items())])
         if not place.exists():
@@ -228,6 +231,7 @@ class Merges:
                 place,
                 method=self.method,
                 seed=self.bench.seed,
+                lines=None if self.lines is None else LinesOptions(**self.lines),
                 progress=False,
                 **own,  # type: ignore[arg-type]
             )
@@ -235,8 +239,7 @@ class Merges:
 
     def _live_for(self, values: Mapping[str, float]) -> LiveModel:
         """A loaded model; another one where another adapter has to be opened."""
-        own = tuple(v for n, v in sorted(values.items()) if n != "lambda")
-        known = (*own, "lambda" in values) if self._of_adapters else ()
+        known = self._adapter(values).name if self._of_adapters else ""
         if self._live is None or self._live[0] != known:
             self._close()
             with _quiet():

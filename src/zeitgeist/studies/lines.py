@@ -212,9 +212,7 @@ STUDY = Study(
     claims=CLAIMS,
     sizes={
         "quick": Size(6, _SMALL[:2], _NETWORKS, minutes=2),
-        "full": Size(
-            20, _SMALL, _NETWORKS, minutes=29, also=(_speaking(5, "sums", "records", "dates"),)
-        ),
+        "full": Size(20, _SMALL, _NETWORKS, minutes=29, also=(_speaking(5, "sums", "records"),)),
         "paper": Size(
             20,
             _SMALL,
