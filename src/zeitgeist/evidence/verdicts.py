@@ -129,9 +129,10 @@ class Pivot:
 
     def interval(self, level: float = LEVEL) -> tuple[float, float]:
         """The bootstrap-t interval; it may have no end."""
+        if self.seeds < MIN_SEEDS:
+            return -np.inf, np.inf
         if not len(self.t):
-            known = self.seeds >= MIN_SEEDS
-            return (self.mean, self.mean) if known else (-np.inf, np.inf)
+            return self.mean, self.mean
         low, high = np.quantile(self.t, [level / 2, 1 - level / 2])
         ends = self.mean - self.error * high, self.mean - self.error * low
         return (
