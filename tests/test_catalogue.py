@@ -81,10 +81,29 @@ def test_the_command_has_help(system, capsys):
 
 
 @every_system
-def test_the_study_is_a_command(system, capsys):
-    program, *words = shlex.split(system.study)
-    assert program == "zeitgeist"
-    assert "Usage: zeitgeist" in help_of(capsys, *words)
+def test_the_study_tests_this_system_and_its_claims_could_come_out_false(system):
+    study = system.load_study()
+    assert study.slug == system.slug
+    assert study.claims
+    arms = {arm.slug for arm in study.arms}
+    for claim in study.claims:
+        for side in (claim.treatment, claim.control or {}):
+            assert {side["arm"]} <= arms if "arm" in side else True
+
+
+@every_system
+def test_the_python_example_compiles_and_uses_the_door(system):
+    module, _, name = system.door.partition(":")
+    compile(system.python, system.slug, "exec")
+    assert f"from {module} import {name}" in system.python
+    assert system.limits
+
+
+def test_areas_have_a_study_and_their_systems():
+    for area in catalogue.AREAS:
+        assert any(system.area == area.slug for system in SYSTEMS)
+        if area.study:
+            assert catalogue.load(area.study).slug == area.slug
 
 
 @every_system

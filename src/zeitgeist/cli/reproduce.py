@@ -58,8 +58,8 @@ def reproduce(
     # Torch's threads spin while they wait; beside other programs that trebled the CPU time of
     # scoring. Read when torch is imported, which is below.
     environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from zeitgeist.studies.reproduce import reproduce as run
-    from zeitgeist.studies.reproduce import slugs
+    from zeitgeist.studies import reproduce as run
+    from zeitgeist.studies.reproduction import slugs
 
     if (slug is None) != all:
         known = ", ".join(slugs())
