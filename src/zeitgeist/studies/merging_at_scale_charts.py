@@ -7,6 +7,25 @@ from typing import Any
 from zeitgeist.errors import ExtraMissing
 from zeitgeist.evidence import Evidence, summary
 from zeitgeist.evidence.figures import Figure
+from zeitgeist.studies.looks_charts import (
+    DOTS,
+    GREEN,
+    GREY,
+    LONG,
+    MIXED,
+    ORANGE,
+    PINK,
+    SHORT,
+    SKY,
+    SOLID,
+    SPARSE,
+    VERMILION,
+    Look,
+    across,
+    encodings,
+    ends,
+    in_rows,
+)
 from zeitgeist.studies.merging_at_scale_digits import METHODS
 from zeitgeist.studies.merging_at_scale_effects import effect_sizes
 
@@ -15,18 +34,16 @@ try:
 except ImportError as missing:
     raise ExtraMissing.named("report", "drawing a picture") from missing
 
-# Okabe and Ito's colours, which people who see fewer colours tell apart; shapes and dashes say the
-# same again, also in grey print.
-LOOKS: Mapping[str, tuple[str, str, list[int]]] = {
-    "average": ("#E69F00", "circle", [1, 0]),
-    "task_arithmetic": ("#56B4E9", "square", [6, 2]),
-    "ties": ("#009E73", "triangle-up", [3, 2]),
-    "dare_ties": ("#CC79A7", "diamond", [1, 2]),
-    "multitask": ("#D55E00", "cross", [8, 3, 2, 3]),
-    "base": ("#999999", "triangle-left", [2, 4]),
-    "expert": ("#999999", "triangle-down", [1, 0]),
+LOOKS: Mapping[str, Look] = {
+    "average": (ORANGE, "circle", SOLID),
+    "task_arithmetic": (SKY, "square", LONG),
+    "ties": (GREEN, "triangle-up", SHORT),
+    "dare_ties": (PINK, "diamond", DOTS),
+    "multitask": (VERMILION, "cross", MIXED),
+    "base": (GREY, "triangle-left", SPARSE),
+    "expert": (GREY, "triangle-down", SOLID),
 }
-BASES = {"weak": ("#E69F00", "circle", [1, 0]), "strong": ("#56B4E9", "square", [6, 2])}
+BASES: Mapping[str, Look] = {"weak": (ORANGE, "circle", SOLID), "strong": (SKY, "square", LONG)}
 DODGE = 0.12  # between methods at one number of experts, so that intervals do not hide each other
 PANEL = {"width": 122, "height": 100}
 ROWS: dict[str, Any] = {"width": "container", "height": {"step": 30}}
@@ -103,7 +120,9 @@ def against_experts(evidence: Evidence, metric: str) -> alt.TopLevelMixin:
     arms = [*METHODS, "multitask", "base"]
     points = [
         {
-            **_told(evidence, point),
+            **point,
+            **ends(point),
+            "model": evidence.arm(point["arm"]).title,
             "across": point["experts"] + DODGE * (arms.index(point["arm"]) - 2.5),
             "row": f"width {point['width']}",
             "column": f"{point['base']} base",
@@ -120,7 +139,7 @@ def against_experts(evidence: Evidence, metric: str) -> alt.TopLevelMixin:
     low = alt.Y("low:Q", title=_short(metric))
     rows = [f"width {width}" for width in sorted({point["width"] for point in points})]
     columns = [f"{base} base" for base in BASES]
-    colour, shape, dash = _encodings(evidence, arms)
+    colour, shape, dash = encodings("model", _looks(evidence, arms))
     base = alt.Chart().encode(x=x, color=colour)
     layers = alt.layer(
         base.mark_line(strokeWidth=1.6).encode(y=y, strokeDash=dash),
@@ -156,7 +175,12 @@ def room(evidence: Evidence) -> alt.TopLevelMixin:
     merged = {**_DIGITS, "arm": "task_arithmetic", "experts": most}
     arms = ["base", "task_arithmetic", "multitask", "expert"]
     points = [
-        {**_told(evidence, point), "cell": f"{point['base']}, width {point['width']}"}
+        {
+            **point,
+            **ends(point),
+            "row": f"{point['base']}, width {point['width']}",
+            "series": evidence.arm(point["arm"]).title,
+        }
         for point in [
             *summary(evidence.rows, metric, by, merged),
             *summary(
@@ -165,30 +189,13 @@ def room(evidence: Evidence) -> alt.TopLevelMixin:
         ]
     ]
     points.sort(key=lambda point: (list(BASES).index(point["base"]), point["width"]))
-    cells = list(dict.fromkeys(point["cell"] for point in points))
-    colour, shape, _ = _encodings(evidence, arms)
-    y = alt.Y("cell:N", title=None, sort=cells)
-    side = alt.YOffset("model:N", sort=[evidence.arm(arm).title for arm in arms])
-    x = alt.X("value:Q", title="held-in accuracy (share right)", scale=alt.Scale(zero=False))
-    data = alt.InlineData(values=points)
-    return alt.layer(
-        alt.Chart(data)
-        .mark_point(size=70, filled=True, opacity=0.9)
-        .encode(
-            x=x,
-            y=y,
-            yOffset=side,
-            color=colour,
-            shape=shape,
-            tooltip=[
-                alt.Tooltip("model:N"),
-                alt.Tooltip("cell:N", title="where"),
-                alt.Tooltip("value:Q", format=".3f"),
-            ],
-        ),
-        alt.Chart(data)
-        .mark_rule(opacity=0.6)
-        .encode(x=alt.X("low:Q"), x2="high:Q", y=y, yOffset=side, color=colour),
+    return in_rows(
+        points,
+        _looks(evidence, arms),
+        title="held-in accuracy (share right)",
+        words={"series": "model", "row": "where"},
+        form=".3f",
+        axis=alt.Axis(labelLimit=190),
     ).properties(**{**ROWS, "height": {"step": 44, "for": "position"}})
 
 
@@ -197,9 +204,9 @@ def apart(evidence: Evidence) -> alt.TopLevelMixin:
     most = max(row["experts"] for row in evidence.rows if row.get("experts") is not None)
     where = {**_DIGITS, "arm": METHODS, "experts": most}
     found = summary(evidence.rows, "apart", ["width", "base"], where)
-    points = [{**point, **_ends(point)} for point in found]
+    points = [{**point, **ends(point)} for point in found]
     widths = sorted({point["width"] for point in points})
-    bases = [base for base in BASES if any(point["base"] == base for point in points)]
+    bases = {b: look for b, look in BASES.items() if any(p["base"] == b for p in points)}
     title = "distance from the methods' mean (held-in)"
     x = alt.X(
         "width:Q",
@@ -207,21 +214,15 @@ def apart(evidence: Evidence) -> alt.TopLevelMixin:
         scale=alt.Scale(type="log", base=2, nice=False, padding=20),
         axis=alt.Axis(values=widths, format="d"),
     )
-    looks = [BASES[base] for base in bases]
-    legend = alt.Legend(orient="bottom", title="base")
-    colours = alt.Scale(domain=bases, range=[colour for colour, _, _ in looks])
-    shapes = alt.Scale(domain=bases, range=[shape for _, shape, _ in looks])
-    dashes = alt.Scale(domain=bases, range=[dash for _, _, dash in looks])
-    base = alt.Chart(alt.InlineData(values=points)).encode(
-        x=x, color=alt.Color("base:N", scale=colours, legend=legend)
-    )
+    colour, shape, dash = encodings("base", bases, title="base")
+    base = alt.Chart(alt.InlineData(values=points)).encode(x=x, color=colour)
     y = alt.Y("value:Q", title=title)
     return alt.layer(
-        base.mark_line().encode(y=y, strokeDash=alt.StrokeDash("base:N", scale=dashes)),
+        base.mark_line().encode(y=y, strokeDash=dash),
         base.mark_rule(opacity=0.6).encode(y=alt.Y("low:Q", title=title), y2="high:Q"),
         base.mark_point(size=70, filled=True, opacity=1).encode(
             y=y,
-            shape=alt.Shape("base:N", scale=shapes, legend=legend),
+            shape=shape,
             tooltip=[
                 alt.Tooltip("base:N"),
                 alt.Tooltip("width:Q"),
@@ -251,46 +252,19 @@ def effects_chart(evidence: Evidence, effects: Sequence[Any]) -> alt.TopLevelMix
         alt.Tooltip("value:Q", format="+.2f", title="standardised"),
         alt.Tooltip("own:N", title="in its own unit"),
     ]
-    zero = alt.Chart(alt.InlineData(values=[{"zero": 0}])).mark_rule(
-        strokeDash=[4, 3], color="#888"
-    )
     return alt.layer(
-        zero.encode(x=alt.X("zero:Q", title=title)),
+        across(0.0, title),
         alt.Chart(data)
-        .mark_rule(color="#56B4E9", strokeWidth=2)
+        .mark_rule(color=SKY, strokeWidth=2)
         .encode(x=alt.X("low:Q", title=title), x2="high:Q", y=y),
         alt.Chart(data)
-        .mark_point(size=80, filled=True, opacity=1, color="#56B4E9")
+        .mark_point(size=80, filled=True, opacity=1, color=SKY)
         .encode(x=alt.X("value:Q", title=title), y=y, tooltip=tip),
     ).properties(**ROWS)
 
 
-def _told(evidence: Evidence, point: Mapping[str, Any]) -> dict[str, Any]:
-    return {**point, "model": evidence.arm(point["arm"]).title, **_ends(point)}
-
-
-def _ends(point: Mapping[str, Any]) -> dict[str, float]:
-    """An interval without an end is drawn as none."""
-    ends = {key: point[key] for key in ("low", "high")}
-    return {
-        key: end if all(map(math.isfinite, ends.values())) else point["value"]
-        for key, end in ends.items()
-    }
-
-
-def _encodings(evidence: Evidence, arms: Sequence[str]) -> tuple[Any, Any, Any]:
-    titles = [evidence.arm(arm).title for arm in arms]
-    colours, shapes, dashes = zip(*(LOOKS[arm] for arm in arms), strict=True)
-    legend = alt.Legend(
-        orient="bottom", direction="horizontal", columns=2, title=None, symbolOpacity=1
-    )
-    return (
-        alt.Color("model:N", scale=alt.Scale(domain=titles, range=list(colours)), legend=legend),
-        alt.Shape("model:N", scale=alt.Scale(domain=titles, range=list(shapes)), legend=legend),
-        alt.StrokeDash(
-            "model:N", scale=alt.Scale(domain=titles, range=list(dashes)), legend=legend
-        ),
-    )
+def _looks(evidence: Evidence, arms: Sequence[str]) -> dict[str, Look]:
+    return {evidence.arm(arm).title: LOOKS[arm] for arm in arms}
 
 
 def _short(metric: str) -> str:
