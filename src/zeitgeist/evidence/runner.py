@@ -68,7 +68,6 @@ class Outcome:
 
     key: str
     rows: list[dict[str, Any]]
-    seconds: float
     error: str = ""
 
 
@@ -160,6 +159,11 @@ def run_study(
         raise InputInvalid(
             f"{study.slug} runs on models that it makes itself, not on {model!r}",
             mend="leave out --model",
+        )
+    if not any(True for _ in chosen.groups(seeds=1, model=model)):
+        raise InputInvalid(
+            f"nothing in the {size} size of {study.slug} runs on a model",
+            mend="use another --size, or leave out --model",
         )
     code = code_version(study.measure, study.prepare)
     groups = [(group, _cells(study, group, code)) for group in chosen.groups(seeds, model)]
@@ -306,7 +310,9 @@ def _outcomes(
     # The directory is for workers that share this disk; others hand everything back.
     directory = str(partial.absolute())
     with joblib.parallel_config(backend=name, **share):
-        parallel = joblib.Parallel(n_jobs=count, return_as="generator_unordered", batch_size=1)
+        # Ray's backend hands everything back at the end; workers on this disk write at once.
+        order = "list" if backend == "ray" else "generator_unordered"
+        parallel = joblib.Parallel(n_jobs=count, return_as=order, batch_size=1)
         run = joblib.delayed(_run_group)
         tasks = (
             run(study.slug, study.prepare, study.measure, group, list(cells), directory)
@@ -340,18 +346,18 @@ def _run_group(
     try:
         prepared = prepare(group)
     except Exception as error:
-        return [Outcome(cell.key, [], 0.0, _told(error)) for cell in cells]
+        return [Outcome(cell.key, [], _told(error)) for cell in cells]
     shared = (time.monotonic() - started) / len(cells)
     outcomes = []
     for cell in cells:
         started = time.monotonic()
         try:
             measured = list(measure(cell.arm, prepared))
+            seconds = round(time.monotonic() - started + shared, 3)
+            outcome = Outcome(cell.key, list(_rows(study, cell, measured, seconds)))
         except Exception as error:
-            outcomes.append(Outcome(cell.key, [], 0.0, _told(error)))
+            outcomes.append(Outcome(cell.key, [], _told(error)))
             continue
-        seconds = round(time.monotonic() - started + shared, 3)
-        outcome = Outcome(cell.key, list(_rows(study, cell, measured, seconds)), seconds)
         if Path(directory).is_dir():
             _write_cell(outcome, Path(directory))
         outcomes.append(outcome)

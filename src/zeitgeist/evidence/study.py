@@ -123,6 +123,9 @@ class Size:
         References that must be on this machine; refused without them.
     also
         Further parts of the experiment, with their own seeds, settings and parameters.
+    on_model
+        The parts that run on a model of the user's; empty: those whose parameters have a
+        ``model``.
     """
 
     seeds: int
@@ -132,6 +135,7 @@ class Size:
     accelerator: bool = False
     models: tuple[str, ...] = ()
     also: "tuple[Size, ...]" = ()
+    on_model: "tuple[Size, ...]" = ()
 
     def groups(self, seeds: int | None = None, model: str = "") -> Iterator["Group"]:
         """Every seed of every setting of every part.
@@ -143,7 +147,8 @@ class Size:
         model
             Replaces the ``model`` of those parts that have one; the others are left out.
         """
-        for part in (self, *self.also):
+        parts = self.on_model if model and self.on_model else (self, *self.also)
+        for part in parts:
             if not model or "model" in part.parameters:
                 given = {**part.parameters, **({"model": model} if model else {})}
                 for seed in range(part.seeds if seeds is None else seeds):

@@ -217,7 +217,13 @@ STUDY = Study(
     ),
     claims=CLAIMS,
     sizes={
-        "quick": Size(8, _networks((64, 4)), _DIGITS, minutes=2),
+        "quick": Size(
+            8,
+            _networks((64, 4)),
+            _DIGITS,
+            minutes=2,
+            on_model=(Size(1, _SPEAKING, language.QUICK),),
+        ),
         "full": Size(
             20,
             _networks((32, 4), (64, 4), (64, 16)),

@@ -54,6 +54,15 @@ NUMBERS: Mapping[str, Any] = {
 }
 """What studies take unless they say otherwise; see `prepare`."""
 
+QUICK: Mapping[str, Any] = {
+    **NUMBERS,
+    "tasks": ("dates", "records"),
+    "test_items": 24,
+    "windows": 6,
+    "lora": {"batch_size": 6},
+}
+"""The same in about two minutes."""
+
 LARGE = "hub:meta-llama/Llama-3.1-8B-Instruct"
 LARGE_NUMBERS: Mapping[str, Any] = {
     **NUMBERS,

@@ -211,7 +211,13 @@ STUDY = Study(
     ),
     claims=CLAIMS,
     sizes={
-        "quick": Size(6, _SMALL[:2], _NETWORKS, minutes=2),
+        "quick": Size(
+            6,
+            _SMALL[:2],
+            _NETWORKS,
+            minutes=2,
+            on_model=(_speaking(1, "sums", alphas=(0.0, 0.5)),),
+        ),
         "full": Size(20, _SMALL, _NETWORKS, minutes=29, also=(_speaking(5, "sums", "records"),)),
         "paper": Size(
             20,

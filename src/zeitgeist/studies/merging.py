@@ -23,6 +23,7 @@ from zeitgeist.studies.language import (
     LARGE,
     LARGE_NUMBERS,
     NUMBERS,
+    QUICK,
     Bench,
     Merges,
     measured,
@@ -187,17 +188,7 @@ STUDY = Study(
     ),
     claims=CLAIMS,
     sizes={
-        "quick": Size(
-            1,
-            parameters={
-                **NUMBERS,
-                "tasks": ("dates", "records"),
-                "test_items": 24,
-                "windows": 6,
-                "lora": {"batch_size": 6},
-            },
-            minutes=2,
-        ),
+        "quick": Size(1, parameters=QUICK, minutes=2),
         "full": Size(5, parameters=NUMBERS, minutes=28),
         "paper": Size(5, parameters=LARGE_NUMBERS, minutes=120, accelerator=True, models=(LARGE,)),
     },

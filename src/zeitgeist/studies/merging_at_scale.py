@@ -209,8 +209,8 @@ def _digits_settings(*widths: int) -> tuple[dict[str, Any], ...]:
     return tuple({"family": "digits", "width": w, "base": b} for w in widths for b in BASES)
 
 
-def _speaking(numbers: Mapping[str, Any]) -> Size:
-    return Size(5, ({"family": _LANGUAGE},), numbers)
+def _speaking(numbers: Mapping[str, Any], seeds: int = 5) -> Size:
+    return Size(seeds, ({"family": _LANGUAGE},), numbers)
 
 
 STUDY = Study(
@@ -230,7 +230,13 @@ STUDY = Study(
     metrics=METRICS,
     claims=CLAIMS,
     sizes={
-        "quick": Size(8, _digits_settings(NARROW, WIDE), _NUMBERS, minutes=1.5),
+        "quick": Size(
+            8,
+            _digits_settings(NARROW, WIDE),
+            _NUMBERS,
+            minutes=1.5,
+            on_model=(_speaking(language.QUICK, seeds=1),),
+        ),
         "full": Size(
             20,
             _digits_settings(NARROW, 24, 48, WIDE),

@@ -6,7 +6,7 @@ from typing import Any
 
 from zeitgeist.errors import ExtraMissing
 from zeitgeist.evidence import Evidence, summary
-from zeitgeist.evidence.figures import Figure, place_labels
+from zeitgeist.evidence.figures import CHARACTER, LINE, Figure, place_labels
 from zeitgeist.studies.language_tasks import TASKS
 from zeitgeist.studies.looks_charts import (
     GREY,
@@ -158,7 +158,10 @@ def kept_and_lost(points: Sequence[Point]) -> alt.TopLevelMixin:
     """Every model as a point: perplexity ratio across, share of the experts' skill up."""
     costs = [{"value": p["ratio"], "low": p["x_low"], "high": p["x_high"]} for p in points]
     wide, high = frame(costs, [1.0]), frame(points, [0.0, 1.0])
-    sides = place_labels(
+    # Room for labels left of the best merges and above them.
+    wide[0] -= 0.1 * (wide[1] - wide[0])
+    high[1] += 0.06 * (high[1] - high[0])
+    sides = _labels(
         [
             (
                 WIDTH * (p["ratio"] - wide[0]) / (wide[1] - wide[0]),
@@ -166,8 +169,7 @@ def kept_and_lost(points: Sequence[Point]) -> alt.TopLevelMixin:
                 p["short"],
             )
             for p in points
-        ],
-        width=WIDTH,
+        ]
     )
     titles = (
         "held-out perplexity / the base's (1: nothing lost)",
@@ -216,6 +218,46 @@ def kept_and_lost(points: Sequence[Point]) -> alt.TopLevelMixin:
             .encode(x=x, y=y, text="short:N")
         )
     return alt.layer(*layers).properties(width=WIDTH, height=HEIGHT)
+
+
+Spot = tuple[float, float, str]
+Side = tuple[float, float, str]
+
+
+def _labels(spots: Sequence[Spot]) -> list[Side]:
+    """Where labels go: the clearest of what placing them in several orders gives."""
+    numbers = range(len(spots))
+    orders: list[list[int]] = [
+        list(numbers),
+        sorted(numbers, key=lambda i: spots[i][0]),
+        sorted(numbers, key=lambda i: -spots[i][0]),
+        sorted(numbers, key=lambda i: spots[i][1]),
+        sorted(numbers, key=lambda i: -spots[i][1]),
+        sorted(numbers, key=lambda i: -len(spots[i][2])),
+    ]
+    found: list[list[Side]] = []
+    for order in orders:
+        placed = dict(zip(order, place_labels([spots[i] for i in order], width=WIDTH), strict=True))
+        found.append([placed[i] for i in numbers])
+    return min(found, key=lambda sides: _clutter(spots, sides))
+
+
+def _clutter(spots: Sequence[Spot], sides: Sequence[Side]) -> float:
+    """Pixels that labels share with labels and points, and lie outside the picture."""
+    boxes, lost = [], 0.0
+    for (x, y, label), (dx, dy, align) in zip(spots, sides, strict=True):
+        long = CHARACTER * len(label)
+        start, top = x + dx - (long if align == "right" else 0.0), y + dy - LINE / 2
+        outside = max(0.0, -start) + max(0.0, start + long - WIDTH)
+        above = max(0.0, -top) + max(0.0, top + LINE - HEIGHT)
+        lost += LINE * outside + long * above
+        boxes.append((start, top, start + long, top + LINE))
+    boxes += [(x - 6, y - 6, x + 6, y + 6) for x, y, _ in spots]
+    return lost + sum(
+        max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+        for i, a in enumerate(boxes[: len(spots)])
+        for b in boxes[i + 1 :]
+    )
 
 
 def _pairs(points: Sequence[Point]) -> list[Point]:

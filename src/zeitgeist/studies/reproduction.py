@@ -122,7 +122,7 @@ def reproduce(
 
 
 def _check_needs(study: "Study", size: str, model: str) -> None:
-    """What hardware and models a size needs, before anything is run."""
+    """What hardware and models are needed, before anything is run."""
     chosen = study.sizes.get(size)  # type: ignore[call-overload]
     if chosen is None:
         return
@@ -133,6 +133,14 @@ def _check_needs(study: "Study", size: str, model: str) -> None:
             raise InputInvalid(
                 f"the {size} size of {study.slug} needs a GPU, and there is none here",
                 mend="use --size full",
+            )
+    if model and study.takes_model:
+        from zeitgeist.checkpoints import is_adapter, resolve
+
+        if is_adapter(resolve(model)):
+            raise InputInvalid(
+                f"{model!r} is an adapter, and a study starts from a whole model",
+                mend="name its base, or merge it in: zeitgeist merge --method task_arithmetic",
             )
     if chosen.models and not model:
         from zeitgeist.checkpoints.inventory import inventory
