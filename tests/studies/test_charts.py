@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zeitgeist.evidence import Evidence, Group, Measured, Study, judge
-from zeitgeist.evidence.figures import Figure
+from zeitgeist.evidence.figures import Figure, place_labels
 from zeitgeist.evidence.record import claims_hash
 from zeitgeist.evidence.study import SizeName
 from zeitgeist.studies import knots, lines, merging
 from zeitgeist.studies.looks_charts import across, encodings, frame, language_model
+from zeitgeist.studies.merging_charts import WIDTH, clear_labels, clutter
 
 Invent = Callable[[str, Group, np.random.Generator], Iterator[Measured]]
 STUDIES = {"knots": knots.STUDY, "lines": lines.STUDY, "merging": merging.STUDY}
@@ -356,6 +357,19 @@ def test_what_lies_far_aside_is_drawn_at_the_edge_with_its_number() -> None:
     assert values(figure, "told") == {"\N{LEFTWARDS ARROW} 12.3 %"}
     base = [p for p in parts(figure.spec()) if p.get("series") == "Base" and "at" in p]
     assert all(p["value"] < p["at"] for p in base)
+
+
+def test_labels_are_as_clear_as_in_any_order_and_stay_apart_in_a_crowd() -> None:
+    names = ("KnOTS-TIES", "KnOTS-TIES + LiNeS", "Task arithmetic", "Averaging", "TIES + LiNeS")
+    places = (100.0, 108.0, 102.0, 170.0, 250.0)
+    spots = [
+        (x, 60.0 + 20 * (i == 2), name)
+        for i, (x, name) in enumerate(zip(places, names, strict=True))
+    ]
+    sides = clear_labels(spots)
+    assert clutter(spots, sides) <= clutter(spots, place_labels(spots, width=WIDTH))
+    assert clutter(spots, sides) < 1.0
+    assert clutter(spots, [(0.0, 0.0, "right") for _ in spots]) > 100.0
 
 
 def test_looks_are_colour_shape_and_dash_at_once() -> None:

@@ -53,6 +53,8 @@ def code_version(*functions: Callable[..., Any]) -> str:
     trees: dict[str, str] = {}
     for function in functions:
         own = inspect.unwrap(function)
+        if own.__module__.startswith(_WITHOUT):
+            continue
         path = Path(inspect.getsourcefile(own) or "")
         if path.is_file():
             _follow(own.__module__, path, trees)

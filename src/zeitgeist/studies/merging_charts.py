@@ -6,7 +6,7 @@ from typing import Any
 
 from zeitgeist.errors import ExtraMissing
 from zeitgeist.evidence import Evidence, summary
-from zeitgeist.evidence.figures import CHARACTER, LINE, Figure, place_labels
+from zeitgeist.evidence.figures import CHARACTER, LINE, Figure, Side, place_labels
 from zeitgeist.studies.language_tasks import TASKS
 from zeitgeist.studies.looks_charts import (
     GREY,
@@ -161,7 +161,7 @@ def kept_and_lost(points: Sequence[Point]) -> alt.TopLevelMixin:
     # Room for labels left of the best merges and above them.
     wide[0] -= 0.1 * (wide[1] - wide[0])
     high[1] += 0.06 * (high[1] - high[0])
-    sides = _labels(
+    sides = clear_labels(
         [
             (
                 WIDTH * (p["ratio"] - wide[0]) / (wide[1] - wide[0]),
@@ -177,12 +177,12 @@ def kept_and_lost(points: Sequence[Point]) -> alt.TopLevelMixin:
     )
     scale = alt.Scale(domain=wide, zero=False, nice=False)
     tall = alt.Scale(domain=high, nice=False)
-    x = alt.X("ratio:Q", title=titles[0], scale=scale)
+    x = alt.X("ratio:Q", title=titles[0], scale=scale, axis=alt.Axis(tickCount=6))
     y = alt.Y(
         "value:Q",
         title=titles[1],
         scale=tall,
-        axis=alt.Axis(format="%"),
+        axis=alt.Axis(format="%", values=[i / 5 for i in range(6)]),
     )
     present = dict.fromkeys(p["kind"] for p in points)
     colour, shape, _ = encodings("kind", {k: look for k, look in KINDS.items() if k in present})
@@ -221,10 +221,10 @@ def kept_and_lost(points: Sequence[Point]) -> alt.TopLevelMixin:
 
 
 Spot = tuple[float, float, str]
-Side = tuple[float, float, str]
+Placed = tuple[float, float, Side]
 
 
-def _labels(spots: Sequence[Spot]) -> list[Side]:
+def clear_labels(spots: Sequence[Spot]) -> list[Placed]:
     """Where labels go: the clearest of what placing them in several orders gives."""
     numbers = range(len(spots))
     orders: list[list[int]] = [
@@ -235,14 +235,14 @@ def _labels(spots: Sequence[Spot]) -> list[Side]:
         sorted(numbers, key=lambda i: -spots[i][1]),
         sorted(numbers, key=lambda i: -len(spots[i][2])),
     ]
-    found: list[list[Side]] = []
+    found: list[list[Placed]] = []
     for order in orders:
         placed = dict(zip(order, place_labels([spots[i] for i in order], width=WIDTH), strict=True))
         found.append([placed[i] for i in numbers])
-    return min(found, key=lambda sides: _clutter(spots, sides))
+    return min(found, key=lambda sides: clutter(spots, sides))
 
 
-def _clutter(spots: Sequence[Spot], sides: Sequence[Side]) -> float:
+def clutter(spots: Sequence[Spot], sides: Sequence[Placed]) -> float:
     """Pixels that labels share with labels and points, and lie outside the picture."""
     boxes, lost = [], 0.0
     for (x, y, label), (dx, dy, align) in zip(spots, sides, strict=True):
