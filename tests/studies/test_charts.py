@@ -360,11 +360,12 @@ def test_what_lies_far_aside_is_drawn_at_the_edge_with_its_number() -> None:
 
 
 def test_labels_are_as_clear_as_in_any_order_and_stay_apart_in_a_crowd() -> None:
-    names = ("KnOTS-TIES", "KnOTS-TIES + LiNeS", "Task arithmetic", "Averaging", "TIES + LiNeS")
-    places = (100.0, 108.0, 102.0, 170.0, 250.0)
     spots = [
-        (x, 60.0 + 20 * (i == 2), name)
-        for i, (x, name) in enumerate(zip(places, names, strict=True))
+        (100.0, 60.0, "KnOTS-TIES"),
+        (108.0, 60.0, "KnOTS-TIES + LiNeS"),
+        (102.0, 80.0, "Task arithmetic"),
+        (170.0, 60.0, "Averaging"),
+        (250.0, 60.0, "TIES + LiNeS"),
     ]
     sides = clear_labels(spots)
     assert clutter(spots, sides) <= clutter(spots, place_labels(spots, width=WIDTH))
