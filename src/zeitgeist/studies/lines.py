@@ -218,7 +218,7 @@ STUDY = Study(
             minutes=2,
             on_model=(_speaking(1, "sums", alphas=(0.0, 0.5)),),
         ),
-        "full": Size(20, _SMALL, _NETWORKS, minutes=29, also=(_speaking(5, "sums", "records"),)),
+        "full": Size(10, _SMALL, _NETWORKS, minutes=29, also=(_speaking(5, "sums", "records"),)),
         "paper": Size(
             20,
             _SMALL,
