@@ -12,13 +12,11 @@ rows of finished evidence.
 
 import json
 import os
-import platform
 import shutil
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -26,10 +24,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from tqdm import tqdm
-
 from zeitgeist.errors import EvidenceInvalid, ExtraMissing, InputInvalid, OutputExists
-from zeitgeist.evidence.code import code_version, versions
+from zeitgeist.evidence.progress import cell_bar
+from zeitgeist.evidence.provenance import accelerator, code_version, machine, versions
 from zeitgeist.evidence.record import (
     RECORD,
     ROWS,
@@ -177,7 +174,7 @@ def run_study(
     failed: dict[str, str] = {}
     todo = [(g, left) for g, each in groups if (left := [c for c in each if c.key not in done])]
     waiting = sum(len(left) for _, left in todo)
-    with _bar(study.slug, len(cells), waiting, partial, progress):
+    with cell_bar(study.slug, len(cells), waiting, partial, progress):
         for outcome in _outcomes(study, todo, partial, backend, workers):
             if outcome.error:
                 failed[outcome.key] = outcome.error
@@ -300,7 +297,7 @@ def _outcomes(
     if not todo:
         return
     cores = os.cpu_count() or 1
-    count = min(len(todo), workers or (1 if _accelerator() else cores))
+    count = min(len(todo), workers or (1 if accelerator() else cores))
     share = {} if backend == "ray" else {"inner_max_num_threads": max(1, cores // count)}
     if backend == "ray":
         _register_ray()
@@ -392,36 +389,6 @@ def _write_cell(outcome: Outcome, directory: Path) -> None:
     fresh.replace(path)
 
 
-@contextmanager
-def _bar(
-    label: str, total: int, waiting: int, partial: Path, progress: bool | None
-) -> Iterator[None]:
-    """A bar that counts the cells on disk, for joblib tells of whole groups only."""
-    hidden = None if progress is None else not progress
-    with tqdm(total=total, initial=total - waiting, desc=label, unit="cell", disable=hidden) as bar:
-        present = len(list(partial.glob("*.json")))
-        over = threading.Event()
-
-        def count() -> None:
-            bar.n = total - waiting + len(list(partial.glob("*.json"))) - present
-            bar.refresh()
-
-        def watch() -> None:
-            while not over.wait(1.0):
-                count()
-
-        watcher = threading.Thread(target=watch, daemon=True)
-        if not bar.disable:
-            watcher.start()
-        try:
-            yield
-        finally:
-            over.set()
-            if watcher.is_alive():
-                watcher.join()
-                count()
-
-
 def _publish(evidence: Evidence, place: Path) -> None:
     fresh = place / ".new"
     shutil.rmtree(fresh, ignore_errors=True)
@@ -436,33 +403,3 @@ def _discard(partial: Path, place: Path) -> None:
     shutil.rmtree(partial)
     if not any(place.iterdir()):
         place.rmdir()
-
-
-def machine() -> dict[str, Any]:
-    """What this ran on, without a name.
-
-    Examples
-    --------
-    >>> sorted(machine())
-    ['accelerator', 'cores', 'processor', 'system']
-    """
-    return {
-        "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
-        "cores": os.cpu_count() or 1,
-        "accelerator": _accelerator(),
-    }
-
-
-def _processor() -> str:
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()
-
-
-def _accelerator() -> str:
-    import torch
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else ""

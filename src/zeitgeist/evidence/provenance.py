@@ -1,6 +1,6 @@
-"""Which code a number comes from: one hash over everything that can change it.
+"""Which code and which machine a number comes from.
 
-From the functions of a study, every module of this package that they import is followed, also
+The code is one hash over everything that can change the number. From the functions of a study, every module of this package that they import is followed, also
 those imported inside functions. What is hashed is the syntax tree without docstrings, so that
 comments, wording and layout do not make evidence stale. Left out is what cannot change a number:
 this package, errors, charts (modules called ``..._charts``), and the declaration of the study
@@ -11,8 +11,10 @@ import ast
 import importlib.util
 import inspect
 import marshal
+import os
 import platform
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -112,3 +114,34 @@ def _declares(node: ast.stmt) -> bool:
 
 def _is_text(node: ast.stmt) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+
+def machine() -> dict[str, Any]:
+    """What this ran on, without a name.
+
+    Examples
+    --------
+    >>> sorted(machine())
+    ['accelerator', 'cores', 'processor', 'system']
+    """
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": os.cpu_count() or 1,
+        "accelerator": accelerator(),
+    }
+
+
+def _processor() -> str:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def accelerator() -> str:
+    """The name of the GPU, or nothing."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else ""

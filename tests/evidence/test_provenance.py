@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from zeitgeist.evidence.code import code_version
+from zeitgeist.evidence.provenance import code_version
 
 SOURCE = '''"""A study."""
 from math import sqrt
@@ -66,5 +66,5 @@ def test_what_a_study_imports_counts_also_inside_functions(version: Callable[[st
 
 def test_libraries_count(version: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
     before = version(SOURCE)
-    monkeypatch.setattr("zeitgeist.evidence.code.versions", lambda: {"torch": "99"})
+    monkeypatch.setattr("zeitgeist.evidence.provenance.versions", lambda: {"torch": "99"})
     assert version(SOURCE) != before
