@@ -20,7 +20,7 @@ def evidence(site: Site) -> Evidence:
 
 def layers(evidence: Evidence, **size: int) -> list[list[dict[str, Any]]]:
     """Per panel the data of its layers."""
-    spec = claims_chart(evidence, **size).spec()
+    spec = claims_chart(evidence, **size).spec
     return [
         [spec["datasets"][layer["data"]["name"]] for layer in panel["layer"]]
         for panel in spec["vconcat"]
@@ -52,7 +52,7 @@ def test_every_metric_has_a_panel_with_its_unit_and_every_claim_its_words(
     evidence: Evidence,
 ) -> None:
     figure = claims_chart(evidence)
-    spec = figure.spec()
+    spec = figure.spec
     titles = [panel["layer"][0]["encoding"]["x"]["title"] for panel in spec["vconcat"]]
     assert titles == [["difference in accuracy"], ["difference in perplexity"]]
     words = " ".join(lines(evidence))
@@ -98,7 +98,7 @@ def test_metrics_that_are_differences_already_keep_their_title(evidence: Evidenc
     claim = replace(evidence.claims[0], control=None)
     verdicts: tuple[Verdict, ...] = tuple(judge(evidence.rows, [claim]))
     one = replace(evidence, metrics=(gain,), claims=(claim,), verdicts=verdicts)
-    (panel,) = claims_chart(one).spec()["vconcat"]
+    (panel,) = claims_chart(one).spec["vconcat"]
     assert panel["layer"][0]["encoding"]["x"]["title"] == ["accuracy above chance"]
 
 

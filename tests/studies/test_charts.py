@@ -231,7 +231,7 @@ def parts(spec: Any) -> Iterator[dict[str, Any]]:
 
 
 def values(figure: Figure, field: str) -> set[Any]:
-    return {part[field] for part in parts(figure.spec()) if field in part and "field" not in part}
+    return {part[field] for part in parts(figure.spec) if field in part and "field" not in part}
 
 
 @pytest.mark.parametrize(("slug", "size"), EXPECTED)
@@ -246,7 +246,7 @@ def test_every_figure_that_was_measured_becomes_a_picture(slug: str, size: SizeN
 @pytest.mark.parametrize(("slug", "size"), EXPECTED)
 def test_axes_of_numbers_have_titles(slug: str, size: SizeName) -> None:
     for figure in figures(slug, size):
-        for part in parts(figure.spec()):
+        for part in parts(figure.spec):
             for side in ("x", "y"):
                 axis = part.get("encoding", {}).get(side, {})
                 if axis.get("type") == "quantitative":
@@ -261,7 +261,7 @@ def test_without_rows_there_is_nothing_to_draw(slug: str) -> None:
 @pytest.mark.parametrize(("slug", "size"), EXPECTED)
 def test_no_number_is_missing_or_without_end(slug: str, size: SizeName) -> None:
     for figure in figures(slug, size):
-        numbers = [v for part in parts(figure.spec()) for v in part.values()]
+        numbers = [v for part in parts(figure.spec) for v in part.values()]
         assert all(np.isfinite(each) for each in numbers if isinstance(each, float))
 
 
@@ -296,7 +296,7 @@ def test_the_gain_is_the_paired_difference_of_every_seed() -> None:
 
 
 def test_curves_run_from_the_base_to_the_fine_tune_in_order_of_strength() -> None:
-    spec = of("lines", "full", "trade-off-digits").spec()
+    spec = of("lines", "full", "trade-off-digits").spec
     points = [p for p in parts(spec) if p.get("model") == "Uniform" and "alpha" in p]
     assert [p["alpha"] for p in points] == pytest.approx([i / 10 for i in range(11)])
     targets = [p["target"] for p in points]
@@ -331,7 +331,7 @@ def test_a_model_of_the_users_own_is_drawn_without_the_small_networks() -> None:
         made = drawn(own)
         assert made
         for figure in made:
-            assert "width 64" not in str(figure.spec())
+            assert "width 64" not in str(figure.spec)
             assert figure.svg().startswith("<svg")
 
 
@@ -355,7 +355,7 @@ def test_what_lies_far_aside_is_drawn_at_the_edge_with_its_number() -> None:
     )
     figure = next(f for f in drawn(replace(whole, rows=rows)) if f.slug == "merges")
     assert values(figure, "told") == {"\N{LEFTWARDS ARROW} 12.3 %"}
-    base = [p for p in parts(figure.spec()) if p.get("series") == "Base" and "at" in p]
+    base = [p for p in parts(figure.spec) if p.get("series") == "Base" and "at" in p]
     assert all(p["value"] < p["at"] for p in base)
 
 

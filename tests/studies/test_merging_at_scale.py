@@ -11,7 +11,7 @@ import torch
 from zeitgeist.evidence import Group, Measured, Size, run_study
 from zeitgeist.evidence.study import Study
 from zeitgeist.studies import merging_at_scale_digits as digits
-from zeitgeist.studies.merging_at_scale import STUDY, measure, prepare
+from zeitgeist.studies.merging_at_scale import STUDY, applies, measure, prepare
 from zeitgeist.studies.merging_at_scale_digits import METHODS, expert_sets, grid
 from zeitgeist.studies.merging_at_scale_effects import effect_sizes
 from zeitgeist.studies.tuned_merges import Grid, Judged, merged_update, tune, tune_method
@@ -142,8 +142,9 @@ def _tiny_study() -> Study:
 def test_every_claim_finds_its_rows_and_every_figure_is_drawn(tmp_path: Path) -> None:
     evidence = run_study(_tiny_study(), "quick", tmp_path / "study", workers=1, progress=False)
     assert not evidence.failures
-    for verdict in evidence.verdicts:
-        assert (verdict.seeds, verdict.unpaired) == (3, 0)
+    for claim, verdict in zip(evidence.claims, evidence.verdicts, strict=True):
+        seeds = 3 if claim.where["family"] == "digits" else 0
+        assert (verdict.seeds, verdict.unpaired) == (seeds, 0)
     declared = {metric.slug for metric in STUDY.metrics}
     assert {row["metric"] for row in evidence.rows} <= declared
     assert STUDY.figures is not None
@@ -212,6 +213,7 @@ def test_effects_do_not_depend_on_the_order_of_the_rows_or_on_other_rows() -> No
 
 
 def test_a_family_is_chosen_by_the_setting() -> None:
-    with pytest.raises(KeyError, match="unknown"):
-        prepare(Group(0, {**SETTING, "family": "unknown"}, TINY))
-    assert isinstance(prepare(Group(0, SETTING, TINY))[1], digits.Prepared)
+    speaks, shared = prepare(Group(0, SETTING, TINY))
+    assert not speaks
+    assert isinstance(shared, digits.Prepared)
+    assert not applies("multitask", {"family": "smollm2"})

@@ -6,6 +6,7 @@ specification for a page, and, through vl-convert, PNG and SVG without a browser
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +34,7 @@ class Figure:
     caption: str
     chart: alt.TopLevelMixin
 
+    @cached_property
     def spec(self) -> dict[str, Any]:
         """The Vega-Lite specification; screen readers are told the caption."""
         return {**self.chart.to_dict(), "description": f"{self.title}. {self.caption}"}
@@ -47,12 +49,18 @@ class Figure:
 
     def still(self) -> dict[str, Any]:
         """The specification where there is no page to take the width from."""
-        spec = self.spec()
+        spec = self.spec
         return {**spec, "width": WIDTH} if spec.get("width") == "container" else spec
 
 
 def colours(ink: str, faint: str) -> dict[str, Any]:
-    """Vega-Lite's configuration for text in ``ink`` and lines in ``faint``."""
+    """Vega-Lite's configuration for text in ``ink`` and lines in ``faint``.
+
+    Examples
+    --------
+    >>> colours("black", "grey")["rule"]
+    {'color': 'black'}
+    """
     words = {"labelColor": ink, "titleColor": ink}
     return {
         "background": "transparent",
@@ -60,6 +68,9 @@ def colours(ink: str, faint: str) -> dict[str, Any]:
         "legend": words,
         "title": {"color": ink, "fontSize": 13},
         "text": {"color": ink},
+        # Vega-Lite draws rules and the headers of facets in black unless it is told.
+        "rule": {"color": ink},
+        "header": words,
         "view": {"stroke": faint},
         "font": "system-ui, sans-serif",
     }

@@ -1,10 +1,11 @@
 """Which code and which machine a number comes from.
 
-The code is one hash over everything that can change the number. From the functions of a study, every module of this package that they import is followed, also
-those imported inside functions. What is hashed is the syntax tree without docstrings, so that
-comments, wording and layout do not make evidence stale. Left out is what cannot change a number:
-this package, errors, charts (modules called ``..._charts``), and the declaration of the study
-itself (``STUDY``, ``CLAIMS``), which is recorded, and hashed by claim, beside the results.
+The code is one hash over everything that can change the number. From the functions of a study,
+every module of this package that they import is followed, also those imported inside functions.
+What is hashed is the syntax tree without docstrings, so that comments, wording and layout do not
+make evidence stale. Left out is what cannot change a number: this package, errors, charts (modules
+called ``..._charts``), and the declaration of the study itself (``STUDY``, ``CLAIMS``), which is
+recorded, and hashed by claim, beside the results.
 """
 
 import ast

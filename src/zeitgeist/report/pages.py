@@ -92,7 +92,7 @@ def write_assets(place: Path, search_index: Sequence[Mapping[str, Any]]) -> None
     for name in ("site.css", "site.js", "icon.svg"):
         text = (files("zeitgeist.report") / "templates" / name).read_text(encoding="utf-8")
         (place / name).write_text(text, encoding="utf-8")
-    looks = json.dumps({"light": chart_look(*LIGHT), "dark": chart_look(*DARK)})
+    looks = json.dumps({"light": colours(*LIGHT), "dark": colours(*DARK)})
     (place / "charts.js").write_text(
         f"{_library()}\nwindow.chartLooks = {looks};\n", encoding="utf-8"
     )
@@ -104,16 +104,3 @@ def write_assets(place: Path, search_index: Sequence[Mapping[str, Any]]) -> None
 def _library() -> str:
     """Vega and its kin, and the one function of them that pages call."""
     return str(vl_convert.javascript_bundle("window.drawChart = (e, s, o) => vegaEmbed(e, s, o);"))
-
-
-def chart_look(ink: str, faint: str) -> dict[str, Any]:
-    """Vega-Lite's configuration for a page whose text is ``ink`` and whose lines are ``faint``.
-
-    Examples
-    --------
-    >>> chart_look("black", "grey")["rule"]
-    {'color': 'black'}
-    """
-    # Vega-Lite draws rules and the headers of facets in black unless it is told.
-    words = {"labelColor": ink, "titleColor": ink}
-    return {**colours(ink, faint), "rule": {"color": ink}, "header": words}

@@ -312,10 +312,10 @@ def _write(place: Path, page: Page, template: str, words: Mapping[str, Any]) -> 
     path.parent.mkdir(parents=True, exist_ok=True)
     root = "../" * page.path.count("/")
     shown = page.results
-    specs = {figure.slug: figure.spec() for figure in (shown.figures if shown else ())}
+    specs = {figure.slug: figure.spec for figure in (shown.figures if shown else ())}
     narrow = {}
     if shown and "claims" in specs:
-        narrow["claims"] = claims_chart(shown.evidence, width=NARROW).spec()
+        narrow["claims"] = claims_chart(shown.evidence, width=NARROW).spec
     text = render(
         template,
         root=root,

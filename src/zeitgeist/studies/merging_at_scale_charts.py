@@ -24,7 +24,10 @@ from zeitgeist.studies.looks_charts import (
     across,
     encodings,
     ends,
+    how_sure,
     in_rows,
+    language_model,
+    stacked,
 )
 from zeitgeist.studies.merging_at_scale_digits import METHODS
 from zeitgeist.studies.merging_at_scale_effects import effect_sizes
@@ -46,6 +49,7 @@ LOOKS: Mapping[str, Look] = {
 BASES: Mapping[str, Look] = {"weak": (ORANGE, "circle", SOLID), "strong": (SKY, "square", LONG)}
 DODGE = 0.12  # between methods at one number of experts, so that intervals do not hide each other
 PANEL = {"width": 122, "height": 100}
+ROWS_OF: dict[str, Any] = {"width": 300, "height": {"step": 26}}
 ROWS: dict[str, Any] = {"width": "container", "height": {"step": 30}}
 _DIGITS: dict[str, Any] = {"family": "digits"}
 
@@ -58,8 +62,15 @@ def figures(evidence: Evidence) -> list[Figure]:
     evidence
         Of the study, at any size.
     """
-    if not any(row.get("family") == "digits" for row in evidence.rows):
-        return []
+    families = {row.get("family") for row in evidence.rows}
+    return [
+        *(_of_networks(evidence) if "digits" in families else ()),
+        *(_of_language(evidence) if "smollm2" in families else ()),
+    ]
+
+
+def _of_networks(evidence: Evidence) -> list[Figure]:
+    """Small networks: widths, bases and methods."""
     made = [
         Figure(
             "held-in",
@@ -108,6 +119,54 @@ def figures(evidence: Evidence) -> list[Figure]:
             )
         )
     return made
+
+
+def _of_language(evidence: Evidence) -> list[Figure]:
+    panels = {
+        title: points
+        for metric, title in (
+            ("held_in", "Exact answers / own expert's"),
+            ("recovered", "Share of the expert's gain in loss"),
+        )
+        if (points := language_points(evidence, metric))
+    }
+    if not panels:
+        return []
+    return [
+        Figure(
+            "language",
+            f"The same question on {language_model(evidence)}",
+            "Merges of two and of four LoRA experts, scored on the tasks that stand in both, "
+            f"relative to each task's own expert (100 %). {how_sure(*panels.values())}",
+            stacked({title: _language_rows(evidence, p) for title, p in panels.items()}, **ROWS_OF),
+        )
+    ]
+
+
+def language_points(evidence: Evidence, metric: str) -> list[dict[str, Any]]:
+    """Means per method and number of experts, over the tasks that both merges have."""
+    rows = [row for row in evidence.rows if row.get("family") == "smollm2"]
+    few = min((row["experts"] for row in rows if row.get("experts")), default=0)
+    tasks = tuple({row["task"]: 0 for row in rows if row.get("experts") == few and "task" in row})
+    found = summary(rows, metric, ["arm", "experts"], {"arm": METHODS, "task": tasks})
+    return [
+        {**p, **ends(p), "row": evidence.arm(p["arm"]).title, "series": f"{p['experts']} experts"}
+        for p in found
+    ]
+
+
+def _language_rows(evidence: Evidence, points: Sequence[Mapping[str, Any]]) -> Any:
+    series = dict.fromkeys(point["series"] for point in points)
+    looks = dict(zip(series, (BASES["weak"], BASES["strong"]), strict=False))
+    return in_rows(
+        points,
+        looks,
+        title="share of the expert's",
+        words={"row": "method", "series": "merged"},
+        form=".1%",
+        axis=alt.Axis(labelLimit=160),
+        joined=True,
+    )
 
 
 def against_experts(evidence: Evidence, metric: str) -> alt.TopLevelMixin:

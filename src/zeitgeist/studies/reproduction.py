@@ -25,8 +25,8 @@ def slugs() -> Mapping[str, str]:
     >>> slugs()["knots"]
     'zeitgeist.studies.knots:STUDY'
     """
-    records = (*catalogue.AREAS, *catalogue.SYSTEMS)
-    return {record.slug: record.study for record in records if record.study}
+    areas = {area.slug: area.study for area in catalogue.AREAS if area.study}
+    return areas | {system.slug: system.study for system in catalogue.SYSTEMS}
 
 
 def find_study(slug: str) -> "Study":
