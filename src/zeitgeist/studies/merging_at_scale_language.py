@@ -2,7 +2,7 @@
 
 The four tasks are merged all at once, and the first two of them alone, so that these two stand in a
 merge of two experts and in a merge of four. Lambda is chosen on validation items: three merges for
-task arithmetic, TIES and DARE-TIES each; averaging has nothing to tune.
+task arithmetic and for TIES; averaging has nothing to tune.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +14,6 @@ LAMBDAS: Mapping[str, Sequence[float]] = {
     "linear": (),
     "task_arithmetic": (0.3, 0.6, 1.0),
     "ties": (0.7, 1.2, 2.0),
-    "dare_ties": (0.7, 1.2, 2.0),
 }
 """Merge method to what is tried; densities are the published ones."""
 
