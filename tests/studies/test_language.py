@@ -18,6 +18,7 @@ from zeitgeist.studies import (
     language_tasks,
     lines_language,
     merging,
+    merging_at_scale_language,
 )
 from zeitgeist.studies.language import Bench, Merges, recovered, tuned
 from zeitgeist.studies.language_tasks import TASKS
@@ -201,3 +202,12 @@ def test_no_scaling_undoes_nothing(fine_tuned: lines_language.Tuned) -> None:
     rows = list(lines_language.measure("none", fine_tuned))
     assert [row.value for row in rows if row.metric == "undone"] == [0.0]
     assert all(math.isfinite(row.value) for row in rows)
+
+
+@pytest.mark.parametrize("arm", ["base", "expert", "average", "ties"])
+def test_the_check_of_merging_at_scale_pairs_two_experts_with_four(bench: Bench, arm: str) -> None:
+    rows = list(merging_at_scale_language.measure(arm, bench))
+    counts = {row.labels.get("experts") for row in rows if row.metric == "held_in_absolute"}
+    assert counts == ({None} if arm in ("base", "expert") else {1, 2})
+    tried = [row.value for row in rows if row.metric == "evaluations"]
+    assert tried == {"average": [0.0, 0.0], "ties": [3.0, 3.0]}.get(arm, [])
