@@ -93,13 +93,15 @@ def test_seeds_and_a_model_of_the_users_are_kept_apart(
         return better(arm, group)
 
     invented(measure, sizes={"quick": Size(5, parameters={"model": "ours"})})
+    own = tmp_path / "My Model"
+    own.mkdir()
     base = ("knots", "-o", str(tmp_path), "--workers", "1")
     assert run(*base) == 0
-    assert run(*base, "--model", "hub:org/Mine", "--seeds", "4") == 0
-    assert set(seen) == {"ours", "hub:org/Mine"}
-    mine = load_evidence(tmp_path / "knots" / "quick-mine")
-    assert (mine.model, mine.seeds) == ("hub:org/Mine", 4)
-    assert mine.command.endswith("--size quick --seeds 4 --model hub:org/Mine")
+    assert run(*base, "--model", str(own), "--seeds", "4") == 0
+    assert set(seen) == {"ours", str(own)}
+    mine = load_evidence(tmp_path / "knots" / "quick-my-model")
+    assert (mine.model, mine.seeds) == (str(own), 4)
+    assert mine.command.startswith("zeitgeist reproduce knots --size quick --seeds 4 --model ")
     assert load_evidence(tmp_path / "knots" / "quick").model == ""
 
 
@@ -158,6 +160,37 @@ def test_a_model_that_is_not_here_is_told_with_how_to_get_it(
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     assert run("knots", "--size", "paper", "-o", str(tmp_path)) == 2
     assert "zeitgeist models pull hub:org/large" in capsys.readouterr().err
+
+
+def test_a_model_that_cannot_be_used_is_told_before_any_work(
+    invented: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    invented()
+    assert run("knots", "--model", "no/such/model", "-o", str(tmp_path / "out")) == 2
+    assert "no/such/model" in capsys.readouterr().err
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").touch()
+    assert run("knots", "--model", str(adapter), "-o", str(tmp_path / "out")) == 2
+    assert "is an adapter" in capsys.readouterr().err
+    invented(takes_model=False)
+    assert run("knots", "--model", str(tmp_path), "-o", str(tmp_path / "out")) == 2
+    assert "leave out --model" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_interruption_says_that_finished_cells_are_kept(
+    invented: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measure(arm: str, group: Group) -> list[Measured]:
+        if group.seed:
+            raise KeyboardInterrupt
+        return better(arm, group)
+
+    invented(measure)
+    assert run("knots", "-o", str(tmp_path), "--workers", "1") == 130
+    assert "the same command goes on from there" in capsys.readouterr().err
+    assert len(list((tmp_path / "knots" / "quick").rglob("*.json"))) == 2
 
 
 def test_missing_packages_are_named_by_their_extra(

@@ -1,5 +1,6 @@
 """``zeitgeist reproduce``: run the experiment that tests a paper's claim."""
 
+import sys
 from os import environ
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -74,16 +75,20 @@ def reproduce(
         )
     found = []
     for name in slugs() if slug is None else [slug]:
-        place, evidence = run(
-            name,
-            size,
-            out=output,
-            seeds=seeds,
-            model=model,
-            backend=backend,
-            workers=workers,
-            overwrite=overwrite,
-        )
+        try:
+            place, evidence = run(
+                name,
+                size,
+                out=output,
+                seeds=seeds,
+                model=model,
+                backend=backend,
+                workers=workers,
+                overwrite=overwrite,
+            )
+        except KeyboardInterrupt:
+            print("finished cells are kept; the same command goes on from there", file=sys.stderr)
+            raise
         found.append((place, evidence))
         if not json:
             _print(place, evidence)
