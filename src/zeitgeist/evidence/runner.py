@@ -215,16 +215,20 @@ def run_study(
         ),
         code=code,
         claim_history=history,
-        versions=versions(),
-        machine=machine(),
-        command=command,
-        date=today if todo or earlier is None else earlier.date,
+        **_origin(earlier if not todo else None, command, today),
         seconds=sum({row["cell"]: row["seconds"] for row in rows}.values()),
     )
     _publish(evidence, place)
     if not failed:
         shutil.rmtree(partial)
     return evidence
+
+
+def _origin(earlier: Evidence | None, command: str, today: str) -> dict[str, Any]:
+    """Where and when the numbers come from: this run, or an earlier one that left nothing to do."""
+    if earlier is None:
+        return {"versions": versions(), "machine": machine(), "command": command, "date": today}
+    return {k: getattr(earlier, k) for k in ("versions", "machine", "command", "date")}
 
 
 def _distinct(found: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Any], ...]:
