@@ -238,7 +238,7 @@ STUDY = Study(
             on_model=(_speaking(language.QUICK, seeds=1),),
         ),
         "full": Size(
-            10,
+            8,
             _digits_settings(NARROW, 24, 48, WIDE),
             _NUMBERS,
             minutes=29,
