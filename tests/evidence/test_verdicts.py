@@ -114,6 +114,21 @@ def test_noise_that_seeds_share_does_not_hide_a_paired_difference() -> None:
     assert found.high - found.low < 1
 
 
+def test_a_large_effect_of_five_seeds_is_decided_among_many_claims() -> None:
+    values = 2.5 + 0.07 * np.array([0.5, 0.5, -1.0, 1.0, -0.9])  # two seeds nearly agree
+    claims = [claim("less", 2.0, f"c{i}") for i in range(7)]
+    assert {v.verdict for v in judge(paired(values), claims)} == {"does not hold"}
+
+
+@given(st.lists(st.floats(-3, 3), min_size=4, max_size=9), st.sampled_from(["greater", "less"]))
+def test_a_verdict_never_contradicts_its_interval(values: list[float], direction: str) -> None:
+    found = judge(paired(values), [claim(direction, 0.5)])[0]
+    beyond = found.low > 0.5 if direction == "greater" else found.high < -0.5
+    short = found.high < 0.5 if direction == "greater" else found.low > -0.5
+    assert beyond if found.verdict == "holds" else True
+    assert short if found.verdict == "does not hold" else True
+
+
 @pytest.mark.parametrize("seeds", [1, 2, 3])
 def test_few_seeds_decide_nothing_and_say_so(seeds: int) -> None:
     found = judge(paired(5 + 0.1 * np.arange(seeds)), [claim()])[0]
@@ -155,7 +170,8 @@ def test_a_row_without_partner_is_counted_and_left_out() -> None:
 
 
 def test_values_that_are_no_numbers_pair_with_nothing() -> None:
-    rows = paired([1.0, float("nan"), 1.1])
+    rows = paired([1.0, 1.2, 1.1])
+    rows[2] |= {"value": float("nan")}
     found, unpaired = differences(rows, claim())
     assert list(found) == [0, 2]
     assert unpaired == 1

@@ -261,7 +261,8 @@ def _earlier(
             return None, {}
         raise OutputExists(f"'{place}' holds something else", mend="choose another output")
     try:
-        earlier = load_evidence(place)
+        # What may be replaced need not be judged as it would be now, but its rows must be whole.
+        earlier = load_evidence(place, judged=not overwrite)
         if earlier.study != study.slug:
             raise EvidenceInvalid(
                 f"this is evidence of {earlier.study!r}, not of {study.slug!r}",
