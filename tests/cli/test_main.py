@@ -25,7 +25,8 @@ print("MODULES", json.dumps(sorted(sys.modules)))
 @pytest.mark.parametrize(
     "arguments",
     [["--help"], ["list"], ["list", "--json"], ["--version"], ["merge", "--help"],
-     ["merge", "sweep", "--help"], ["models", "--help"], ["demo", "--help"]],
+     ["merge", "sweep", "--help"], ["models", "--help"], ["reproduce", "--help"],
+     ["report", "--help"]],
     ids=" ".join,
 )  # fmt: skip
 def test_what_must_be_quick_imports_nothing_heavy(arguments):

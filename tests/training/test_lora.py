@@ -16,12 +16,16 @@ from zeitgeist.errors import ExtraMissing, InputInvalid, OutputExists
 from zeitgeist.training import (
     Example,
     LoraSettings,
+    Schedule,
     answer_logits,
     best_dtype,
     collate,
+    finetune_full,
     finetune_lora,
     load_model,
     lora,
+    precision,
+    trainer,
 )
 from zeitgeist.training.models import peft_warnings
 
@@ -111,7 +115,7 @@ def test_an_interruption_leaves_nothing(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(lora, "answer_logits", interrupted)
+    monkeypatch.setattr(trainer, "answer_logits", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(tiny_llama, tmp_path / "expert")
     assert not list(tmp_path.iterdir())
@@ -140,18 +144,53 @@ def test_a_missing_package_is_one_sentence(
 
 
 @pytest.mark.parametrize(
-    ("said", "dtype"),
+    ("said", "half", "dtype"),
     [
-        ({"avx512_bf16": True}, torch.bfloat16),
-        ({"amx_bf16": True}, torch.bfloat16),
-        ({"avx512_f": True, "avx512_bf16": False}, torch.float32),
+        ({"amx_bf16": True}, 0.2, torch.bfloat16),  # several times faster
+        ({"avx512_bf16": True}, 1.7, torch.float32),  # has the instructions and is slower
+        ({"avx512_f": True, "avx512_bf16": False}, 0.2, torch.float32),  # is not even timed
     ],
 )
-def test_the_processor_is_asked_what_it_can_multiply(
-    said: dict[str, bool], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+def test_bfloat16_is_taken_where_it_is_faster(
+    said: dict[str, bool], half: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    seconds = {torch.bfloat16: half, torch.float32: 1.0}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: said)
-    assert best_dtype(torch.device("cpu")) is dtype
+    monkeypatch.setattr(precision, "_seconds", seconds.__getitem__)
+    best_dtype.cache_clear()
+    try:
+        assert best_dtype(torch.device("cpu")) is dtype
+    finally:
+        best_dtype.cache_clear()
+
+
+def test_timing_puts_the_threads_back() -> None:
+    before = torch.get_num_threads()
+    assert precision._seconds(torch.float32) > 0
+    assert torch.get_num_threads() == before
+
+
+def test_all_weights_learn_in_place_and_the_seed_decides(tiny_llama: Path) -> None:
+    def tune(seed: int) -> dict[str, torch.Tensor]:
+        model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        schedule = Schedule(steps=3, batch_size=2, learning_rate=1e-2, warmup_steps=0, seed=seed)
+        losses = finetune_full(model, EXAMPLES, settings=schedule, pad=3, progress=False)
+        assert len(losses) == 3
+        assert not model.training
+        after = {name: tensor.clone() for name, tensor in model.cpu().state_dict().items()}
+        assert all(not torch.equal(before[name], after[name]) for name in after)
+        return after
+
+    first = tune(0)
+    assert same(first, tune(0))
+    assert not same(first, tune(1))
+
+
+def test_a_full_fine_tune_wants_float32(tiny_llama: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.bfloat16)
+    with pytest.raises(InputInvalid, match="the weights are in bfloat16"):
+        finetune_full(model, EXAMPLES, progress=False)
 
 
 def test_peft_files_are_complete(tiny_llama: Path, tmp_path: Path) -> None:
