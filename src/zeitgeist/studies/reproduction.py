@@ -1,8 +1,10 @@
 """Run a study by its name and keep its evidence: the door behind ``zeitgeist reproduce``."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
+from os import environ
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -104,21 +106,41 @@ def reproduce(
     place = out / slug / (f"{size}-{_short(model)}" if model else size)
     told = {"--seeds": seeds, "--model": model or None}
     words = [f"{name} {value}" for name, value in told.items() if value is not None]
-    evidence = run_study(
-        study,
-        size,
-        place,
-        seeds=seeds,
-        model=model,
-        backend=backend,
-        workers=workers,
-        overwrite=overwrite,
-        progress=progress,
-        command=" ".join([f"zeitgeist reproduce {slug} --size {size}", *words]),
-    )
+    with _one_bar():
+        evidence = run_study(
+            study,
+            size,
+            place,
+            seeds=seeds,
+            model=model,
+            backend=backend,
+            workers=workers,
+            overwrite=overwrite,
+            progress=progress,
+            command=" ".join([f"zeitgeist reproduce {slug} --size {size}", *words]),
+        )
     if study.figures is not None:
         save_figures(study.figures(evidence), place)
     return place, evidence
+
+
+@contextmanager
+def _one_bar() -> Iterator[None]:
+    """Loading a model takes less time than reading that it is loaded, here and in workers."""
+    from transformers.utils import logging
+
+    name = "HF_HUB_DISABLE_PROGRESS_BARS"
+    shown, before = logging.is_progress_bar_enabled(), environ.get(name)
+    logging.disable_progress_bar()
+    environ[name] = "1"
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+        environ.pop(name)
+        if before is not None:
+            environ[name] = before
 
 
 def _check_needs(study: "Study", size: str, model: str) -> None:
