@@ -188,7 +188,17 @@ STUDY = Study(
     ),
     claims=CLAIMS,
     sizes={
-        "quick": Size(1, parameters=QUICK, minutes=2),
+        "quick": Size(
+            1,
+            parameters={
+                **QUICK,
+                "test_items": 16,
+                "validation_items": 2,
+                "windows": 4,
+                "lora": {"batch_size": 3},
+            },
+            minutes=2,
+        ),
         "full": Size(5, parameters=NUMBERS, minutes=28),
         "paper": Size(5, parameters=LARGE_NUMBERS, minutes=120, accelerator=True, models=(LARGE,)),
     },
