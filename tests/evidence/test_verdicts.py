@@ -53,7 +53,7 @@ def test_skewed_differences_are_covered_too() -> None:
         values = random.exponential(1.0, 10)
         low, high = pivot([np.array([v]) for v in values], resamples=999).interval()
         covered += low <= 1.0 <= high
-    assert covered / 400 > 0.88  # percentiles of the mean reach .83 here
+    assert covered / 400 > 0.88  # percentiles of the mean reach .85 here
 
 
 def test_items_inside_seeds_are_not_taken_for_seeds() -> None:
