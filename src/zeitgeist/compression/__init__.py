@@ -1,0 +1,1 @@
+"""The same model, cheaper: layers dropped, attention linearized, and what that can cost."""
