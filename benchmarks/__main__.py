@@ -1,6 +1,6 @@
 """``make bench``: every benchmark at its quick size."""
 
-from benchmarks import knots_factored, merge_vs_mergekit, ties_kernels
+from benchmarks import hybrid_attention, knots_factored, merge_vs_mergekit, ties_kernels
 
 print("## Merging on disk against mergekit\n", flush=True)
 merge_vs_mergekit.main(["--quick"])
@@ -8,3 +8,5 @@ print("\n## TIES of one tensor, compiled loops against torch\n", flush=True)
 ties_kernels.main(["--quick"])
 print("\n## KnOTS, factored against dense\n", flush=True)
 knots_factored.main(["--quick"])
+print("\n## Hybrid attention against softmax attention and its quadratic form\n", flush=True)
+hybrid_attention.main(["--quick"])

@@ -16,7 +16,7 @@ Windows:
 ``sinks`` first tokens that always belong to the window are an extension and not the paper's.
 Three forms agree: `hybrid_quadratic` is the definition, `hybrid_chunked` trains and reads prompts
 in O(n w + (n/w) f d) without a product of key and value per position, `hybrid_step` and `fold`
-write one token after the other. Sums are in float32 (float64 for inputs that are) whatever comes in.
+write one token after the other. Sums are in float32, or in float64 for inputs that are.
 
     b batch   h query heads   r key heads   n queries   m keys   d head dimension   f features
     e = d + 1: values with a one behind them, so that a sum carries its normaliser
@@ -233,16 +233,14 @@ def hybrid_chunked(
     size = window if kind == "terraced" else max(window, LEAST_CHUNK) if window else LINEAR_CHUNK
     chunks = -(-length // size)
     rest = chunks * size - length
-    positions = torch.arange(length, device=q.device)
-    use = (
-        (positions >= sinks).expand(q.shape[0], -1)
-        if valid is None
-        else valid & (positions >= sinks)
-    )
-    first = k[:, :, None, :sinks], _with_one(v[:, :, None, :sinks])
+    first_k, first_v = k[:, :, None, :sinks], _with_one(v[:, :, None, :sinks])
+    use = (torch.arange(length, device=q.device) >= sinks).expand(q.shape[0], -1)
+    if valid is not None:
+        use = use & valid
 
     def cut(x: Tensor) -> Tensor:
-        return pad(x, (0, 0, 0, rest)).unflatten(2, (chunks, size))
+        filled: Tensor = pad(x, (0, 0, 0, rest))
+        return filled.view(*x.shape[:2], chunks, size, -1)
 
     def and_before(x: Tensor) -> Tensor:
         """Each chunk behind the one before it; zeros before the first."""
@@ -260,18 +258,17 @@ def hybrid_chunked(
     two_k, two_v, two_phi = and_before(k), and_before(ve), and_before(phi_k)
     logits = q @ two_k.transpose(-1, -2) * scale
     if sinks:
-        early = torch.arange(first[0].shape[3], device=q.device) <= here
+        early = torch.arange(first_k.shape[3], device=q.device) <= here
         if valid is not None:
             early = early & valid[:, None, None, None, :sinks]
-        logits = torch.cat([q @ first[0].transpose(-1, -2) * scale, logits], -1)
+        logits = torch.cat([q @ first_k.transpose(-1, -2) * scale, logits], -1)
         near = torch.cat([early.expand(*near.shape[:-1], -1), near], -1)
     weights = _softly(logits, near, gamma[:, None, None, None])
     linear = (phi_q @ two_phi.transpose(-1, -2)).masked_fill(~far, 0.0)
+    early_weights, weights = weights.split([first_k.shape[3] if sinks else 0, 2 * size], -1)
+    sums = (weights + linear) @ two_v
     if sinks:
-        sums = weights[..., : first[0].shape[3]] @ first[1]
-        sums = sums + (weights[..., first[0].shape[3] :] + linear) @ two_v
-    else:
-        sums = (weights + linear) @ two_v
+        sums = sums + early_weights @ first_v
     if chunks > 2:
         kept = phi_k[:, :, :-2] * use[:, None, :-2, :, None]
         states = (kept.transpose(-1, -2) @ ve[:, :, :-2]).cumsum(2)
