@@ -1,0 +1,128 @@
+"""The pictures of LoLCATs: what each step of linearizing keeps, and where attention is missed."""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from zeitgeist.errors import ExtraMissing
+from zeitgeist.evidence import Evidence, summary
+from zeitgeist.evidence.figures import Figure
+from zeitgeist.studies.looks_charts import (
+    GREEN,
+    GREY,
+    LONG,
+    ORANGE,
+    SHORT,
+    SKY,
+    SOLID,
+    VERMILION,
+    Look,
+    encodings,
+    ends,
+    how_sure,
+    in_rows,
+    language_model,
+)
+
+try:
+    import altair as alt
+except ImportError as missing:
+    raise ExtraMissing.named("report", "drawing a picture") from missing
+
+WINDOW, LINEAR = "window of 64", "no window"
+LOOKS: Mapping[str, Look] = {WINDOW: (SKY, "circle", SOLID), LINEAR: (ORANGE, "square", LONG)}
+TAUGHT: Mapping[str, Look] = {
+    "window, swapped": (GREY, "circle", SHORT),
+    "window, taught": (SKY, "circle", SOLID),
+    "no window, swapped": (ORANGE, "square", SHORT),
+    "no window, taught": (VERMILION, "square", SOLID),
+    "window alone": (GREEN, "diamond", LONG),
+}
+
+
+def figures(evidence: Evidence) -> list[Figure]:
+    """Every picture of the page, in order; what was not measured is left out.
+
+    Parameters
+    ----------
+    evidence
+        Of the study, at any size.
+    """
+    made = []
+    if scored := list(_perplexity(evidence)):
+        made.append(
+            Figure(
+                "perplexity",
+                f"What linearizing {language_model(evidence)} costs, step by step",
+                "Perplexity of held-out prose (logarithmic: the loss), lower is better. The dashed "
+                "line is the softmax model as it comes; softmax + LoRA is the fair goal, because "
+                f"LoRA learns the text as well. {how_sure(scored)}",
+                in_rows(
+                    scored,
+                    {
+                        look: LOOKS[look]
+                        for look in LOOKS
+                        if any(p["series"] == look for p in scored)
+                    },
+                    title="loss on held-out text (nats per token)",
+                    words={"row": "arm", "series": "window"},
+                    form=".2f",
+                    axis=alt.Axis(labelLimit=160),
+                    reference=next(p["value"] for p in scored if p["arm"] == "teacher"),
+                ).properties(width="container", height={"step": 40, "for": "position"}),
+            )
+        )
+    if missed := list(_missed(evidence)):
+        made.append(
+            Figure(
+                "layers",
+                "How far attention is missed, layer by layer",
+                "Squared error of each layer's attention outputs, relative to their variance, on "
+                "held-out windows: with the maps as they begin, and after teaching. 1 is as bad as "
+                "answering with the mean.",
+                _by_layer(missed),
+            )
+        )
+    return made
+
+
+def _perplexity(evidence: Evidence) -> Iterator[dict[str, Any]]:
+    for point in summary(evidence.rows, "nll", ["arm", "window"]):
+        known = {**point, **ends(point), "row": evidence.arm(point["arm"]).title}
+        yield {**known, "series": WINDOW if point["window"] else LINEAR}
+
+
+def _missed(evidence: Evidence) -> Iterator[dict[str, Any]]:
+    names = {("before"): "swapped", ("after"): "taught"}
+    by = ["arm", "window", "stage", "layer"]
+    for point in summary(evidence.rows, "relative_mse", by):
+        if point["arm"] == "kaiming":
+            continue
+        window = "window" if point["window"] else "no window"
+        alone = point["arm"] == "window_only"
+        series = "window alone" if alone else f"{window}, {names[point['stage']]}"
+        if point["value"] > 0:
+            yield {"layer": point["layer"], "value": point["value"], "series": series}
+
+
+def _by_layer(points: list[dict[str, Any]]) -> alt.LayerChart:
+    looks = {name: TAUGHT[name] for name in TAUGHT if any(p["series"] == name for p in points)}
+    colour, shape, dash = encodings("series", looks)
+    base = alt.Chart(alt.InlineData(values=points)).encode(
+        x=alt.X("layer:Q", title="layer", axis=alt.Axis(tickMinStep=1)),
+        y=alt.Y(
+            "value:Q",
+            title="squared error / variance",
+            scale=alt.Scale(type="log", nice=False, domain=_decades(points)),
+        ),
+        color=colour,
+    )
+    tips = [alt.Tooltip("series:N"), alt.Tooltip("layer:Q"), alt.Tooltip("value:Q", format=".3f")]
+    lines = base.mark_line(strokeWidth=1.5).encode(strokeDash=dash)
+    marks = base.mark_point(size=30, filled=True, opacity=1).encode(shape=shape, tooltip=tips)
+    return alt.layer(lines, marks).properties(width="container", height=260)
+
+
+def _decades(points: list[dict[str, Any]]) -> list[float]:
+    values = [point["value"] for point in points]
+    return [10 ** math.floor(math.log10(min(values))), 10 ** math.ceil(math.log10(max(values)))]
