@@ -131,7 +131,7 @@ def test_counted_layers_are_the_most_similar_ones(tiny_llama, tmp_path):
 def test_every_metric_ranks_every_layer(tiny_llama, metric):
     _, model, tokenizer = open_model(tiny_llama)
     options = DropOptions(2, 16, metric)
-    found = rank(model, calibration(tokenizer, TEXT, options), options, Wishes(joint=1))
+    found = rank(model, calibration(tokenizer, TEXT, options), options, Wishes(joint=1, blocks=1))
     for kind in ("attention", "mlp", "block"):
         assert sorted(found.by_kind[kind]) == [0, 1]
     assert sorted(found.joint) == [(k, i) for k in ("attention", "mlp") for i in (0, 1)]

@@ -5,12 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from zeitgeist.compression.measures import token_nll
 
 from zeitgeist.evidence import Group, Size, run_study
 from zeitgeist.studies.attention_drop import ARMS_OF, STUDY, applies
 from zeitgeist.studies.attention_drop_numbers import (
     WORSE,
     measure,
+    predicted,
     prepare,
     reach,
     searched,
@@ -60,6 +62,14 @@ def test_the_perplexity_ratio_is_that_of_the_windows(bench):
     assert found["perplexity_ratio", 1, ""] == pytest.approx(math.exp(sum(windows) / 2))
     assert 0 <= found["top1", 1, ""] <= 1
     assert 0 <= found["reach", None, ""] <= 1
+
+
+def test_predictions_are_those_of_the_measures(bench):
+    shared = bench("drop")
+    nll, likeliest = predicted(shared.model, shared.evaluation)
+    wanted = token_nll(shared.model, shared.evaluation).double().mean(dim=1)
+    assert nll.tolist() == pytest.approx(wanted.tolist(), rel=1e-5)
+    assert likeliest.shape == (2, 15)
 
 
 def test_every_arm_drops_as_many_as_it_says(bench):

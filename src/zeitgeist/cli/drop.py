@@ -9,7 +9,6 @@ from cyclopts import App, Parameter
 
 if TYPE_CHECKING:
     from zeitgeist.compression.drop_ranking import DropOptions
-    from zeitgeist.compression.selection import SubLayer
     from zeitgeist.training import LoraSettings
 
 app = App(name="drop", help="Take out attention layers that a model hardly needs, no training.")
@@ -227,7 +226,7 @@ def sweep(
     rows = run_sweep(
         model,
         text,
-        ways=ways.split(","),  # type: ignore[arg-type]  # checked there, with the known ones
+        ways=ways.split(","),
         counts=numbers,
         options=_options(samples, length, metric, iterative, protect_first, protect_last),
         evaluation=evaluation,
@@ -278,10 +277,10 @@ def _lora(steps: int) -> "LoraSettings | None":
     return LoraSettings(steps=steps) if steps else None
 
 
-def _named(layers: str) -> "list[SubLayer]":
+def _named(layers: str) -> list[tuple[str, int]]:
     from zeitgeist.errors import InputInvalid
 
-    named: list[Any] = []
+    named = []
     for word in filter(None, layers.split(",")):
         kind, _, number = word.rpartition(":")
         if not number.isdecimal():

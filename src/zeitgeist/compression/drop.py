@@ -40,7 +40,7 @@ from zeitgeist.compression.dropped import drop_layers
 from zeitgeist.compression.healing import heal as heal_model
 from zeitgeist.compression.layer_scores import LayerScores, score_layers
 from zeitgeist.compression.measures import cache_bytes, perplexity
-from zeitgeist.compression.selection import Selection, SubLayer, Wish, Wishes, choose
+from zeitgeist.compression.selection import Selection, Wish, Wishes, choose
 from zeitgeist.errors import InputInvalid
 from zeitgeist.training import LoraSettings, load_model
 
@@ -133,7 +133,7 @@ def drop(
     mlp: Wish = 0,
     blocks: Wish = 0,
     joint: int = 0,
-    layers: Sequence[SubLayer] = (),
+    layers: Sequence[tuple[str, int]] = (),
     text: str | Path | None = None,
     options: DropOptions | None = None,
     heal: LoraSettings | None = None,

@@ -7,7 +7,7 @@ The scores themselves are in `zeitgeist.compression.layer_scores`.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Int64
@@ -24,7 +24,7 @@ from zeitgeist.compression.texts import read_windows
 from zeitgeist.errors import InputInvalid
 
 _PAPER = "arXiv 2406.15786"
-Metric = Literal["cosine", "angular", "perplexity"]
+METRICS = ("cosine", "angular", "perplexity")
 
 
 def _told(meaning: str, source: str) -> Mapping[str, str]:
@@ -52,7 +52,7 @@ class DropOptions:
 
     samples: int = field(default=256, metadata=_told("windows of the calibration text", _PAPER))
     length: int = field(default=2048, metadata=_told("tokens of each window", _PAPER))
-    metric: Metric = field(default="cosine", metadata=_told("what ranks sub-layers", _PAPER))
+    metric: str = field(default="cosine", metadata=_told("what ranks sub-layers", _PAPER))
     iterative: bool = field(
         default=False, metadata=_told("score again after each one that goes", _PAPER)
     )
@@ -71,10 +71,8 @@ class DropOptions:
                     f"{name} of attention drop is {getattr(self, name)}",
                     mend=f"give at least {least}",
                 )
-        if self.metric not in ("cosine", "angular", "perplexity"):
-            raise InputInvalid(
-                f"the metric is {self.metric!r}", mend="give cosine, angular or perplexity"
-            )
+        if self.metric not in METRICS:
+            raise InputInvalid(f"the metric is {self.metric!r}", mend=f"give {', '.join(METRICS)}")
 
 
 def calibration(tokenizer: Any, text: str | Path, options: DropOptions) -> Int64[Tensor, "n t"]:
@@ -96,7 +94,8 @@ def calibration(tokenizer: Any, text: str | Path, options: DropOptions) -> Int64
     """
     windows = read_windows(tokenizer, text, length=options.length)
     count = min(options.samples, len(windows))
-    return windows[torch.arange(count) * len(windows) // count]
+    chosen: Tensor = windows[torch.arange(count) * len(windows) // count]
+    return chosen
 
 
 def rank(
@@ -133,7 +132,7 @@ def rank(
             "mlp": wishes.mlp,
             "block": wishes.blocks,
         }
-        asked = [kind for kind, count in counts.items() if isinstance(count, int) and count]
+        asked = [kind for kind, count in counts.items() if _counts(count)]
         if wishes.joint or len(asked) != 1 or options.metric != "cosine":
             raise InputInvalid(
                 "scoring again after each drop is for one kind of sub-layer and for cosines",
@@ -143,19 +142,35 @@ def rank(
         assert isinstance(count, int)
         layers = int(model.config.num_hidden_layers)
         most = min(layers, count + options.protect_first + options.protect_last)
-        return Rankings({asked[0]: list(score_iteratively(model, windows, asked[0], most))}, ())
+        return Rankings({asked[0]: _iterated(model, windows, asked[0], most)}, ())
     if options.metric == "perplexity":
-        costs = {
-            kind: [float(cost) for cost in score_by_perplexity(model, windows, kind)]
-            for kind in ("attention", "mlp", "block")
-        }
-        by_kind = {kind: sorted(range(len(c)), key=c.__getitem__) for kind, c in costs.items()}
-        both: list[SubLayer] = [
-            (kind, i) for kind in ("attention", "mlp") for i in range(len(costs[kind]))
-        ]
-        return Rankings(by_kind, sorted(both, key=lambda s: costs[s[0]][s[1]]))  # type: ignore[arg-type]
+        return _by_perplexity(model, windows, wishes)
     found = score_layers(model, windows, progress=progress)
     return rankings_of(found, options)
+
+
+def _iterated(model: Any, windows: Int64[Tensor, "n t"], kind: Kind, count: int) -> list[int]:
+    return [int(layer) for layer in score_iteratively(model, windows, kind, count)]
+
+
+def _by_perplexity(model: Any, windows: Int64[Tensor, "n t"], wishes: Wishes) -> Rankings:
+    """Only what is wished for: every layer of a kind is a pass over the text."""
+    wanted: list[Kind] = ["block"] if _counts(wishes.blocks) else []
+    wanted += ["attention"] if _counts(wishes.attention) or wishes.joint else []
+    wanted += ["mlp"] if _counts(wishes.mlp) or wishes.joint else []
+    costs: dict[SubLayer, float] = {}
+    for kind in wanted:
+        for layer, cost in enumerate(score_by_perplexity(model, windows, kind)):
+            costs[kind, layer] = float(cost)
+    order = sorted(costs, key=costs.__getitem__)
+    return Rankings(
+        {kind: [layer for own, layer in order if own == kind] for kind in wanted},
+        [sub_layer for sub_layer in order if sub_layer[0] != "block"],
+    )
+
+
+def _counts(wish: Wish) -> bool:
+    return isinstance(wish, int) and wish > 0
 
 
 def rankings_of(scores: LayerScores, options: DropOptions) -> Rankings:

@@ -8,7 +8,7 @@ what a reader of other text would find. Times are this machine's.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from jaxtyping import Int64
 from torch import Tensor
@@ -30,8 +30,7 @@ from zeitgeist.training import LoraSettings
 
 __all__ = ["SweepRow", "sweep"]
 
-Way = Literal["attention", "mlp", "blocks", "joint"]
-WAYS: tuple[Way, ...] = ("attention", "mlp", "blocks", "joint")
+WAYS = ("attention", "mlp", "blocks", "joint")
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ def sweep(
     reference: str | Path,
     text: str | Path,
     *,
-    ways: Sequence[Way] = WAYS,
+    ways: Sequence[str] = WAYS,
     counts: Sequence[int] = (1, 2, 4, 8),
     options: DropOptions | None = None,
     evaluation: str | Path | None = None,
@@ -178,8 +177,10 @@ def sweep(
     rankings: dict[Any, Any] = {}
     bar = tqdm(plan, desc="sweep", disable=None if progress is None else not progress)
     for way, count in bar:
-        wishes = Wishes(**{way: count})
-        key = (way, count) if chosen.iterative else ""
+        asked = {name: count if name == way else 0 for name in WAYS}
+        wishes = Wishes(asked["attention"], asked["mlp"], asked["blocks"], asked["joint"])
+        one_shot = "" if chosen.metric != "perplexity" else way
+        key = (way, count) if chosen.iterative else one_shot
         if key not in rankings:
             rankings[key] = rank(whole, ranked_on, chosen, wishes, progress=False)
         selection = choose(wishes, depth, rankings[key], kept)

@@ -6,7 +6,7 @@ are still there and not protected: blocks first, then attention and MLP, then th
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 from zeitgeist.errors import InputInvalid
 
@@ -34,7 +34,7 @@ class Wishes:
     mlp: Wish = 0
     blocks: Wish = 0
     joint: int = 0
-    layers: tuple[SubLayer, ...] = ()
+    layers: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("attention", "mlp", "blocks", "joint"):
@@ -143,7 +143,7 @@ def choose(
 
 
 def _named(wishes: Wishes) -> list[SubLayer]:
-    named = list(wishes.layers)
+    named = [(cast(Kind, kind), layer) for kind, layer in wishes.layers]
     kinds: tuple[tuple[Kind, Wish], ...] = (
         ("attention", wishes.attention),
         ("mlp", wishes.mlp),

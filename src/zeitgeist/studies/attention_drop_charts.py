@@ -21,6 +21,7 @@ from zeitgeist.studies.looks_charts import (
     SOLID,
     SPARSE,
     VERMILION,
+    Layers,
     Look,
     encodings,
     ends,
@@ -149,7 +150,7 @@ def _points(evidence: Evidence, metric: str, by: list[str]) -> list[dict[str, An
 
 def over_counts(
     points: list[dict[str, Any]], title: str, *, form: str = ".3f", limit: float | None = None
-) -> alt.LayerChart:
+) -> Layers:
     """A line per arm over the counts, with intervals.
 
     Parameters
@@ -181,7 +182,7 @@ def over_counts(
     return alt.layer(*layers).properties(width="container", height=320)
 
 
-def depth(points: list[dict[str, Any]]) -> alt.LayerChart:
+def depth(points: list[dict[str, Any]]) -> Layers:
     """1 - cosine over the depth, a line per kind.
 
     Parameters

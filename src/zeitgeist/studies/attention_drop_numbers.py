@@ -23,6 +23,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
@@ -31,12 +32,7 @@ from zeitgeist.compression.drop_ranking import DropOptions, rank, rankings_of
 from zeitgeist.compression.dropped import drop_layers
 from zeitgeist.compression.healing import heal
 from zeitgeist.compression.layer_scores import LayerScores, score_layers
-from zeitgeist.compression.measures import (
-    decode_seconds,
-    prefill_seconds,
-    token_nll,
-    top1_agreement,
-)
+from zeitgeist.compression.measures import decode_seconds, prefill_seconds
 from zeitgeist.compression.selection import Rankings, Selection, Wishes, choose
 from zeitgeist.evidence import Group, Measured
 from zeitgeist.studies.prose import windows
@@ -53,7 +49,7 @@ FULL: Mapping[str, Any] = {
     "length": 256,
     "calibration": 8,
     "searched": 2,
-    "evaluation": 4,
+    "evaluation": 6,
 }
 QUICK: Mapping[str, Any] = {
     **FULL,
@@ -62,6 +58,7 @@ QUICK: Mapping[str, Any] = {
     "draws": 1,
     "length": 128,
     "calibration": 4,
+    "evaluation": 4,
     "searched": 1,
 }
 HEALING: Mapping[str, Any] = {
@@ -74,9 +71,9 @@ HEALING: Mapping[str, Any] = {
 QUICK_HEALING: Mapping[str, Any] = {
     **QUICK,
     "counts": (8,),
-    "train": 48,
+    "train": 32,
     "train_length": 64,
-    "lora": {"steps": 12, "batch_size": 4},
+    "lora": {"steps": 8, "batch_size": 4},
 }
 SPEED: Mapping[str, Any] = {**FULL, "counts": (8, 12), "context": 1024, "repeats": 3}
 QUICK_SPEED: Mapping[str, Any] = {**QUICK, "counts": (8,), "context": 256, "repeats": 1}
@@ -139,9 +136,9 @@ class Bench:
         return rankings_of(self.scores, DropOptions())
 
     @cached_property
-    def whole(self) -> Float[np.ndarray, " n"]:
-        """The whole model's NLL per window."""
-        return window_nll(self.model, self.evaluation)
+    def whole(self) -> tuple[Float[np.ndarray, " n"], Int64[Tensor, "n u"]]:
+        """What the whole model predicts, as `predicted` says it."""
+        return predicted(self.model, self.evaluation)
 
     def counts(self, name: str = "counts") -> list[int]:
         """Those that the model is deep enough for."""
@@ -152,9 +149,17 @@ class Bench:
         return drop_layers(self.model, attention=selection.attention, mlp=selection.mlp)
 
 
-def window_nll(model: Any, text: Int64[Tensor, "n t"]) -> Float[np.ndarray, " n"]:
-    """Mean NLL per window, in nats per token."""
-    return token_nll(model, text).double().mean(dim=1).cpu().numpy()
+@torch.no_grad()
+def predicted(
+    model: Any, text: Int64[Tensor, "n t"]
+) -> tuple[Float[np.ndarray, " n"], Int64[Tensor, "n u"]]:
+    """Mean NLL of every window (nats per token) and the likeliest next tokens, in one pass."""
+    losses, likeliest = [], []
+    for ids in text:
+        logits = model(input_ids=ids[None].to(model.device), use_cache=False).logits[0, :-1].float()
+        losses.append(float(torch.nn.functional.cross_entropy(logits, ids[1:].to(logits.device))))
+        likeliest.append(logits.argmax(dim=-1).cpu())
+    return np.array(losses), torch.stack(likeliest)
 
 
 def prepare(group: Group) -> Bench:
@@ -218,9 +223,9 @@ def damage(arm: str, bench: Bench) -> Iterator[Measured]:
         )
         losses, agreements = [], []
         for selection in chosen:
-            less = bench.without(selection)
-            losses.append(window_nll(less, bench.evaluation) - bench.whole)
-            agreements.append(float(top1_agreement(less, bench.model, bench.evaluation)))
+            nll, likeliest = predicted(bench.without(selection), bench.evaluation)
+            losses.append(nll - bench.whole[0])
+            agreements.append(float((likeliest == bench.whole[1]).double().mean()))
         mean = np.mean(losses, axis=0)
         for i, lost in enumerate(mean):
             yield Measured("log_ratio", float(lost), {"k": k}, f"window {i}")
@@ -265,16 +270,16 @@ def healing(arm: str, bench: Bench) -> Iterator[Measured]:
     known = bench.known
     text = bench.text("train", known["train"], known["train_length"])
     settings = LoraSettings(**known["lora"], seed=bench.group.seed)
-    start = float(bench.whole.mean())
+    start = float(bench.whole[0].mean())
     whole = heal(bench.model, text, settings, progress=False)
-    goal = float(window_nll(whole, bench.evaluation).mean())
+    goal = float(predicted(whole, bench.evaluation)[0].mean())
     yield Measured("gain_whole", start - goal)
     for k in bench.counts():
         (selection,) = selections(arm, bench, k)
         less = bench.without(selection)
-        lost = float(window_nll(less, bench.evaluation).mean())
+        lost = float(predicted(less, bench.evaluation)[0].mean())
         mended = heal(less, text, settings, progress=False)
-        after = float(window_nll(mended, bench.evaluation).mean())
+        after = float(predicted(mended, bench.evaluation)[0].mean())
         yield Measured("recovered", 1.0 - (after - start) / (lost - start), {"k": k})
         yield Measured("recovered_net", 1.0 - (after - goal) / (lost - start), {"k": k})
 

@@ -64,8 +64,10 @@ def windows(
         raise InputInvalid(
             f"{count} windows of {length} tokens were asked for", mend="give at least 1 of each"
         )
-    text = "\n\n".join(documents(seed)[_known(part)])
-    ids = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.int64)
+    found: list[int] = []
+    for text in documents(seed)[_known(part)]:
+        found += tokenizer(text + "\n\n", add_special_tokens=False)["input_ids"]
+    ids = torch.tensor(found, dtype=torch.int64)
     room = len(ids) // length
     if room < count:
         raise InputInvalid(
