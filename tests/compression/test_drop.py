@@ -225,3 +225,14 @@ def test_a_sweep_measures_the_whole_model_and_every_count(tiny_llama):
 def test_a_sweep_that_cannot_be_run_is_told(tiny_llama, given, told):
     with pytest.raises(InputInvalid, match=told):
         sweep(tiny_llama, TEXT, **{"options": SHORT, **given})
+
+
+def test_a_text_is_a_file_or_itself(tiny_llama, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    file = tmp_path / "a text.txt"
+    file.write_text(TEXT)
+    wanted = calibration(tokenizer, TEXT, SHORT)
+    assert wanted.equal(calibration(tokenizer, file, SHORT))
+    assert wanted.equal(calibration(tokenizer, str(file), SHORT))
+    with pytest.raises(InputInvalid, match=r"no text file 'missing\.txt'"):
+        calibration(tokenizer, "missing.txt", SHORT)

@@ -38,6 +38,7 @@ from zeitgeist.checkpoints import (
 from zeitgeist.compression.drop_ranking import DropOptions, calibration, protected, rank
 from zeitgeist.compression.dropped import drop_layers
 from zeitgeist.compression.healing import heal as heal_model
+from zeitgeist.compression.healing import quiet
 from zeitgeist.compression.layer_scores import LayerScores, score_layers
 from zeitgeist.compression.measures import cache_bytes, perplexity
 from zeitgeist.compression.selection import Selection, Wish, Wishes, choose
@@ -78,7 +79,8 @@ def open_model(reference: str | Path) -> tuple[Path, Any, Any]:
             f"{str(reference)!r} is an adapter",
             mend="merge it into its base first, then drop layers of the whole",
         )
-    model = load_model(place, dtype=torch.float32)
+    with quiet():
+        model = load_model(place, dtype=torch.float32)
     return place, model, AutoTokenizer.from_pretrained(place, local_files_only=True)
 
 
@@ -236,7 +238,8 @@ def drop(
     )
     less = less.to(dtype if isinstance(dtype, torch.dtype) else torch.float32)
     with new_directory(target, overwrite=overwrite, inputs=[place]) as partial:
-        less.save_pretrained(partial)
+        with quiet():
+            less.save_pretrained(partial)
         for path in source.sidecars:
             name = path.relative_to(source.path)
             if not (partial / name).exists() and path.name != "README.md":
@@ -261,7 +264,8 @@ def _compare(model: Any, place: Path) -> None:
     ids = torch.arange(16).view(1, 16) % model.config.vocab_size
     with torch.no_grad():
         meant = model(input_ids=ids).logits
-        opened = load_model(place, dtype=model.dtype)(input_ids=ids).logits
+        with quiet():
+            opened = load_model(place, dtype=model.dtype)(input_ids=ids).logits
     if not torch.equal(meant, opened):
         raise InputInvalid(
             "the model that was written computes something else than the one in memory",

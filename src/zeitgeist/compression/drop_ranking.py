@@ -75,6 +75,30 @@ class DropOptions:
             raise InputInvalid(f"the metric is {self.metric!r}", mend=f"give {', '.join(METRICS)}")
 
 
+def file_or_text(text: str | Path) -> str | Path:
+    """The file that a string names, where there is one; one word alone is meant as a name.
+
+    Raises
+    ------
+    InputInvalid
+        There is no such file.
+
+    Examples
+    --------
+    >>> file_or_text("Some text to score.")
+    'Some text to score.'
+    """
+    if isinstance(text, Path):
+        return text
+    if len(text) < 256 and Path(text).is_file():
+        return Path(text)
+    if len(text.split()) == 1:
+        raise InputInvalid(
+            f"there is no text file {text[:80]!r}", mend="give a file, or the text itself"
+        )
+    return text
+
+
 def calibration(tokenizer: Any, text: str | Path, options: DropOptions) -> Int64[Tensor, "n t"]:
     """Windows of a text, evenly spaced over it.
 
@@ -92,7 +116,7 @@ def calibration(tokenizer: Any, text: str | Path, options: DropOptions) -> Int64
     InputInvalid
         The text is shorter than one window.
     """
-    windows = read_windows(tokenizer, text, length=options.length)
+    windows = read_windows(tokenizer, file_or_text(text), length=options.length)
     count = min(options.samples, len(windows))
     chosen: Tensor = windows[torch.arange(count) * len(windows) // count]
     return chosen

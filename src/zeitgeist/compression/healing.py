@@ -9,15 +9,30 @@ Models", arXiv 2106.09685; after layer dropping as in He, Sun, Shen, Li, arXiv 2
 train on instructions instead.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from jaxtyping import Int64
 from torch import Tensor
+from transformers.utils import logging as transformers_logging
 
 from zeitgeist.compression import dropped  # noqa: F401 - opens models with layers taken out
 from zeitgeist.training import Example, LoraSettings, finetune_lora, load_model
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Reading and writing a model takes less time than the bars of transformers about it."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def as_examples(windows: Int64[Tensor, "n t"]) -> list[Example]:
@@ -76,7 +91,7 @@ def heal(
     >>> type(healed) is type(model)
     True
     """
-    with TemporaryDirectory() as work:
+    with TemporaryDirectory() as work, quiet():
         home = Path(work)
         model.save_pretrained(home / "model")
         finetune_lora(
