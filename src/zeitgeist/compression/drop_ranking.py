@@ -205,7 +205,7 @@ def rankings_of(scores: LayerScores, options: DropOptions) -> Rankings:
             "mlp": scores.ranking("mlp", options.metric),
             "block": scores.ranking("block", options.metric),
         },
-        scores.joint_ranking(),
+        [("mlp" if kind == "mlp" else "attention", i) for kind, i in scores.joint_ranking()],
     )
 
 

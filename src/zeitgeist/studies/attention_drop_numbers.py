@@ -64,9 +64,9 @@ QUICK: Mapping[str, Any] = {
 HEALING: Mapping[str, Any] = {
     **FULL,
     "counts": (8,),
-    "train": 160,
+    "train": 128,
     "train_length": 128,
-    "lora": {"steps": 40, "batch_size": 4},
+    "lora": {"steps": 32, "batch_size": 4},
 }
 QUICK_HEALING: Mapping[str, Any] = {
     **QUICK,
