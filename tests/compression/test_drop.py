@@ -6,12 +6,12 @@ import math
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from zeitgeist.compression.dropped import drop_layers
 
 from zeitgeist.checkpoints import open_checkpoint
 from zeitgeist.compression.drop import drop, kv_bytes_per_token, open_model, score
 from zeitgeist.compression.drop_ranking import DropOptions, calibration, rank
 from zeitgeist.compression.drop_sweep import pareto, sweep
+from zeitgeist.compression.dropped import drop_layers
 from zeitgeist.compression.healing import heal
 from zeitgeist.compression.selection import Rankings, Selection, Wishes, choose
 from zeitgeist.errors import InputInvalid, OutputExists

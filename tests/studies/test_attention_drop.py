@@ -5,8 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from zeitgeist.compression.measures import token_nll
 
+from zeitgeist.compression.measures import token_nll
 from zeitgeist.evidence import Group, Size, run_study
 from zeitgeist.studies.attention_drop import ARMS_OF, STUDY, applies
 from zeitgeist.studies.attention_drop_numbers import (
