@@ -9,8 +9,8 @@ this module is imported; `AutoModelForCausalLM.from_pretrained` then opens what 
 wrote, and no code lies with the weights. The configuration says what is left out in transformers'
 vocabulary, ``{"3": {"skip": ["attention"]}}``, under ``dropped_layers``: its own field of that
 vocabulary, ``per_layer_config``, is read by no model class so far and would be ignored in silence.
-Layers keep their numbers. A layer without attention keeps a byte per token in the cache, so that
-lengths and masks are right whichever layer is asked.
+Layers keep their numbers. In the cache a layer without attention keeps keys of no width; where it is
+the layer that transformers asks how long the cache is, a byte a token.
 """
 
 from collections.abc import Mapping, Sequence
@@ -87,9 +87,9 @@ class Skips:
 class NoAttention(nn.Module):
     """Nothing where attention was: adds zero, and counts tokens in the cache."""
 
-    def __init__(self, layer_idx: int) -> None:
+    def __init__(self, layer_idx: int, width: int) -> None:
         super().__init__()
-        self.layer_idx = layer_idx
+        self.layer_idx, self.width = layer_idx, width
 
     def forward(
         self, hidden_states: Float[Tensor, "b n c"], *_: Any, past_key_values: Any = None, **__: Any
@@ -97,7 +97,8 @@ class NoAttention(nn.Module):
         """Zeros of the shape of ``hidden_states``."""
         if past_key_values is not None:
             batch, length = hidden_states.shape[:2]
-            marks = hidden_states.new_zeros(batch, 1, length, 1, dtype=torch.bool)
+            shape = (batch, 1, length, self.width)
+            marks = hidden_states.new_zeros(shape, dtype=torch.bool)
             past_key_values.update(marks, marks[..., :0], self.layer_idx)
         return torch.zeros_like(hidden_states), None
 
@@ -148,10 +149,13 @@ def layout_of(config: Any) -> Layout:
     return LAYOUTS[family]
 
 
-def _leave_out(layers: Any, skips: Skips, layout: Layout) -> None:
+def _leave_out(inner: Any, skips: Skips, layout: Layout) -> None:
     """Take the sub-layers and their norms out, in place."""
+    layers, kinds = inner.layers, getattr(inner.config, "layer_types", None) or ()
+    # transformers asks these two layers for the length of what a cache holds.
+    asked = {0, kinds.index("full_attention") if "full_attention" in kinds else 0}
     for index in skips.attention:
-        layers[index].self_attn = NoAttention(index)
+        layers[index].self_attn = NoAttention(index, int(index in asked))
         for name in layout.attention_norms:
             setattr(layers[index], name, nn.Identity())
     for index in skips.mlp:
@@ -170,7 +174,7 @@ def _register(family: str, layout: Layout) -> tuple[Any, Any]:
 
     def start(self: Any, config: Any) -> None:
         causal.__init__(self, config)
-        _leave_out(self.model.layers, skips_of(config), layout)
+        _leave_out(self.model, skips_of(config), layout)
 
     own_causal = type(
         f"Dropped{layout.causal}",
@@ -246,7 +250,7 @@ def drop_layers(model: Any, *, attention: Sequence[int] = (), mlp: Sequence[int]
     for own, old in zip(made.model.layers, model.model.layers, strict=True):
         for name, child in old.named_children():
             setattr(own, name, child)
-    _leave_out(made.model.layers, skips, layout)
+    _leave_out(made.model, skips, layout)
     if left := [name for name, tensor in made.state_dict().items() if tensor.is_meta]:
         raise InputInvalid(f"{left[0]} of the model is nowhere to be found", mend="load it whole")
     made.generation_config = model.generation_config
