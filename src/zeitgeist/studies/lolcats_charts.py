@@ -16,6 +16,7 @@ from zeitgeist.studies.looks_charts import (
     SKY,
     SOLID,
     VERMILION,
+    Layers,
     Look,
     encodings,
     ends,
@@ -105,7 +106,7 @@ def _missed(evidence: Evidence) -> Iterator[dict[str, Any]]:
             yield {"layer": point["layer"], "value": point["value"], "series": series}
 
 
-def _by_layer(points: list[dict[str, Any]]) -> alt.LayerChart:
+def _by_layer(points: list[dict[str, Any]]) -> Layers:
     looks = {name: TAUGHT[name] for name in TAUGHT if any(p["series"] == name for p in points)}
     colour, shape, dash = encodings("series", looks)
     base = alt.Chart(alt.InlineData(values=points)).encode(

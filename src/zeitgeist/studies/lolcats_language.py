@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from zeitgeist.checkpoints import resolve
-from zeitgeist.compression.linearized import linearize_model
+from zeitgeist.compression.hybrid_models import linearize_model
 from zeitgeist.compression.measures import decode_seconds, token_nll
 from zeitgeist.compression.transfer import TransferOptions, TransferReport, transfer_attention
 from zeitgeist.evidence import Group, Measured
