@@ -102,6 +102,7 @@ AREAS: tuple[Area, ...] = (
         "many checkpoints into one, without training",
         "zeitgeist.studies.merging:STUDY",
     ),
+    Area("compression", "Compression", "the same model, cheaper"),
 )
 
 SYSTEMS: tuple[System, ...] = (
@@ -199,6 +200,31 @@ merge(
             "Uniform scaling (task_arithmetic with lambda below 1) is as cheap: compare both.",
             "A model with several stacks has each scaled over its own depth.",
         ),
+    ),
+    System(
+        slug="attention-drop",
+        title="What Matters in Transformers? Not All Attention is Needed",
+        authors="He, Sun, Shen, Li",
+        arxiv="2406.15786",
+        sections=("Computational Enhancement",),
+        area="compression",
+        purpose="take out attention layers that hardly matter: smaller cache, no training",
+        door="zeitgeist.compression.drop:drop",
+        command="drop apply",
+        example="zeitgeist drop apply MODEL --text calibration.txt --attention 4 -o less",
+        configs={"attention_drop": "zeitgeist.compression.drop_ranking:DropOptions"},
+        page="docs/attention-drop.md",
+        study="zeitgeist.studies.attention_drop:STUDY",
+        python="""\
+from zeitgeist.compression.drop import drop
+
+drop("MODEL", "less", attention=4, text="calibration.txt")
+""",
+        limits=(
+            "A small model has little to spare: sweep before you drop.",
+            "The result opens with transformers after import zeitgeist.compression.dropped.",
+        ),
+        published={"attention_drop": {"samples": 256, "length": 2048}},
     ),
 )
 

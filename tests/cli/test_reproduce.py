@@ -211,7 +211,8 @@ def test_help_says_what_it_makes_and_imports_no_torch(capsys: pytest.CaptureFixt
 
 def test_every_system_and_area_has_its_study() -> None:
     known = slugs()
-    assert list(known)[: len(catalogue.AREAS)] == [area.slug for area in catalogue.AREAS]
+    areas = [area.slug for area in catalogue.AREAS if area.study]
+    assert list(known)[: len(areas)] == areas
     for slug in known:
         found = find_study(slug)
         assert found.slug == slug

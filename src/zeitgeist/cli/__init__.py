@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError, Parameter
 
 import zeitgeist
-from zeitgeist.cli import merge, models, report, reproduce, systems
+from zeitgeist.cli import drop, merge, models, report, reproduce, systems
 from zeitgeist.errors import ZeitgeistError
 
 app = App(
@@ -21,6 +21,7 @@ app.command(systems.list_systems, name="list")
 app.command(systems.show)
 app.command(models.app)
 app.command(merge.app)
+app.command(drop.app)
 app.command(reproduce.reproduce)
 app.command(report.report)
 
