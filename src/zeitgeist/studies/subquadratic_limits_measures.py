@@ -90,7 +90,7 @@ def _curve(arm: str, seed: int, numbers: Mapping[str, Any]) -> Iterator[Measured
     from zeitgeist.compression.limits_curve import exponent, measure_curve
 
     points = measure_curve(
-        [arm], numbers["sizes"], l=numbers["l"], seed=seed, repeats=numbers["repeats"]
+        [arm], numbers["sizes"], length=numbers["l"], seed=seed, repeats=numbers["repeats"]
     )
     for point in points:
         labels = {"n": int(point["n"])}
