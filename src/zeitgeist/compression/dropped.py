@@ -8,9 +8,9 @@ A class of its own for each family (`zeitgeist_dropped_` and the family's name) 
 this module is imported; `AutoModelForCausalLM.from_pretrained` then opens what `save_pretrained`
 wrote, and no code lies with the weights. The configuration says what is left out in transformers'
 vocabulary, ``{"3": {"skip": ["attention"]}}``, under ``dropped_layers``: its own field of that
-vocabulary, ``per_layer_config``, is read by no model class so far and would be ignored in silence.
-Layers keep their numbers. In the cache a layer without attention keeps keys of no width; where it is
-the layer that transformers asks how long the cache is, a byte a token.
+vocabulary, ``per_layer_config``, is read by no model class so far and would be ignored.
+Layers keep their numbers. In the cache a layer without attention keeps keys of no width; where it
+is the layer that transformers asks how long the cache is, a byte a token.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,7 @@
 """How little each sub-layer changes the residual stream.
 
 He, Sun, Shen, Li: "What matters in transformers? Not all attention is needed", arXiv 2406.15786.
-For a sub-layer y = x + F(norm(x)), with x and y as they are in the residual stream, over all tokens,
+For a sub-layer y = x + F(norm(x)), x and y as they are in the residual stream, over all tokens,
 
     similarity = mean cos(x, y)        importance = 1 - similarity
 

@@ -115,11 +115,11 @@ def filled_cache(model: Any, context: int, *, seed: int = 0) -> Any:
         for index, layer in enumerate(probe.layers):
             if getattr(layer, "keys", None) is None:
                 continue  # a layer without attention
-            both = (
+            keys, values = (
                 torch.randn((*x.shape[:2], context, x.shape[3]), generator=generator).to(x)
                 for x in (layer.keys, layer.values)
             )
-            cache.update(*both, index)
+            cache.update(keys, values, index)
         return cache
     cache = model(_random_ids(model, min(context, _CHUNK), seed), use_cache=True).past_key_values
     for layer in cache.layers:
