@@ -194,6 +194,24 @@ def test_teaching_lowers_the_error_moves_nothing_else_and_repeats():
     assert reports[0] == reports[1]
 
 
+@every_family
+@pytest.mark.parametrize("reach", [None, 7])
+def test_lessons_are_what_the_base_itself_attends(family, reach):
+    slides = {"sliding_window": reach} if family == "mistral" else {}
+    model, seen = base(family, **slides), []
+    hooks = [
+        layer.self_attn.o_proj.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
+        for layer in model.model.layers
+    ]
+    with torch.no_grad():
+        model(ids(), use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    found = [lesson.y for _, lesson in lessons(linearize_model(model, window=4), ids())]
+    for mine, theirs in zip(found, seen, strict=True):
+        assert (mine.transpose(1, 2).flatten(2) - theirs).abs().max() < 1e-10
+
+
 def test_nothing_is_missed_where_the_window_sees_everything():
     model = linearize_model(base(), window=64)
     for index, lesson in lessons(model, ids()):

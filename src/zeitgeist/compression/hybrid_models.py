@@ -442,10 +442,10 @@ def linearize_model(
         raise InputInvalid(
             f"the layers to convert are {list(layers or ())}", mend=f"give some of 0 to {depth - 1}"
         )
-    slides = "sliding_attention" in (getattr(base, "layer_types", None) or ()) or (
-        base.model_type == "mistral" and base.sliding_window is not None
-    )
-    if len(chosen) < depth and slides:
+    kinds = getattr(base, "layer_types", None) or ["sliding_attention"] * depth
+    reach = getattr(base, "sliding_window", None)
+    base_windows = [reach if kind == "sliding_attention" else None for kind in kinds]
+    if len(chosen) < depth and any(base_windows):
         raise InputInvalid(
             f"the model attends in a sliding window of {base.sliding_window} tokens",
             mend="convert all of its layers",
@@ -460,6 +460,7 @@ def linearize_model(
         "feature_map": feature_map,
         "feature_dim": feature_dim,
         "layers": chosen,
+        "base_windows": base_windows,
     }
     known = base.to_dict()
     known |= {

@@ -110,7 +110,10 @@ def lessons(model: Any, windows: Int[Tensor, "b n"]) -> Iterator[tuple[int, Less
         if isinstance(attention, LinearizedAttention):
             q, k, v = attention.projected(normed, embeddings)
             k, v = (x.repeat_interleave(attention.groups, 1) for x in (k, v))
-            y = scaled_dot_product_attention(q, k, v, is_causal=True, scale=attention.scaling)
+            behind = places.T - places
+            reach = model.config.lolcats["base_windows"][index] or windows.shape[1]
+            seen = (behind >= 0) & (behind < reach)
+            y = scaled_dot_product_attention(q, k, v, seen, scale=attention.scaling)
             yield index, Lesson(q, k, v, y)
             mixed = attention.o_proj(y.transpose(1, 2).flatten(2))
         else:
