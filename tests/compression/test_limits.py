@@ -1,6 +1,7 @@
 """Constructions decide as brute force does, with their margins; the curve finds what it can."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -75,6 +76,13 @@ def test_exact_search_and_softmax_find_the_planted_pair_and_projection_mostly():
     for n in (64, 300):
         assert found["exact", n] == found["softmax", n] == 1.0
     assert set(found.values()) <= {0.0, 1.0}
+    assert found["faiss", 300] == 1.0
+
+
+def test_faiss_is_named_where_it_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(InputInvalid, match="faiss is not installed; pip install faiss-cpu"):
+        measure_curve(["faiss"], [64], repeats=1)
 
 
 def test_the_planted_pair_differs_in_one_sign():

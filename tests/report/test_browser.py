@@ -200,7 +200,7 @@ def test_every_internal_link_can_be_followed(site: Site, front: Page) -> None:
     while waiting:
         address = waiting.pop()
         seen.add(address)
-        front.goto(address, wait_until="commit")
+        front.goto(address, wait_until="domcontentloaded")
         for link in front.eval_on_selector_all("a[href]", "all => all.map(a => a.href)"):
             place, _, anchor = link.partition("#")
             if not place.startswith("file:"):

@@ -10,6 +10,7 @@ every mixer names a pair, and recall is whether its cosine is the greatest there
     window       the neighbours within 32 places
     lsh          signs of random projections, sorted; neighbours within 4 places, 8 times
     projection   exact in a quarter of the dimensions
+    faiss        a graph of near vectors (HNSW), where the package faiss is installed
 
 Random instances are easy: a cheap method that finds the pair here refutes nothing, and one that
 does not proves nothing about others.
@@ -110,6 +111,21 @@ def _projection(x: Tensor, seed: int) -> Pair:
     return _exact(small / small.norm(dim=1, keepdim=True), seed)
 
 
+def _faiss(x: Tensor, _seed: int) -> Pair:
+    try:
+        import faiss
+    except ImportError:
+        raise InputInvalid(
+            "the package faiss is not installed", mend="pip install faiss-cpu, or leave faiss out"
+        ) from None
+    index = faiss.IndexHNSWFlat(x.shape[1], NEAR, faiss.METRIC_INNER_PRODUCT)
+    index.add(x.numpy())
+    values, near = (torch.from_numpy(found) for found in index.search(x.numpy(), 2))
+    other = near != torch.arange(len(x))[:, None]
+    row, column = divmod(int(values.where(other, -math.inf).argmax()), 2)
+    return row, int(near[row, column])
+
+
 MIXERS: dict[str, tuple[Callable[[Tensor, int], Pair], Callable[[int, int], float]]] = {
     "exact": (_exact, lambda n, length: 2.0 * n * n * length),
     "softmax": (_softmax, lambda n, length: 4.0 * n * n * length),
@@ -117,6 +133,7 @@ MIXERS: dict[str, tuple[Callable[[Tensor, int], Pair], Callable[[int, int], floa
     "window": (_window, lambda n, length: 2.0 * n * NEAR * length),
     "lsh": (_lsh, lambda n, length: TABLES * 2.0 * n * length * (math.log2(n) + 4)),
     "projection": (_projection, lambda n, length: 0.5 * n * n * length + 0.5 * n * length * length),
+    "faiss": (_faiss, lambda n, length: 2.0 * n * length * NEAR * math.log2(n)),
 }
 """How each finds a pair, and its multiplications and additions."""
 
