@@ -20,11 +20,15 @@ from zeitgeist.compression.transfer import (
 from zeitgeist.errors import InputInvalid
 
 WINDOWS = [
-    (0, "sliding", 2),
-    (1, "sliding", 2),
-    (4, "sliding", 2),
-    (4, "terraced", 2),
-    (3, "terraced", 1),
+    (0, "sliding", 2, 0),
+    (1, "sliding", 2, 0),
+    (4, "sliding", 2, 0),
+    (4, "terraced", 2, 0),
+    (3, "terraced", 1, 0),
+    (0, "sliding", 2, 2),
+    (4, "sliding", 2, 1),
+    (2, "sliding", 2, 6),
+    (4, "terraced", 2, 3),
 ]
 SHAPE = {
     "hidden_size": 16,
@@ -36,7 +40,7 @@ SHAPE = {
     "head_dim": 8,
 }
 every_family = pytest.mark.parametrize("family", list(FAMILIES))
-every_window = pytest.mark.parametrize(("window", "kind", "blocks"), WINDOWS)
+every_window = pytest.mark.parametrize(("window", "kind", "blocks", "sinks"), WINDOWS)
 
 
 def base(family="llama", **changes):
@@ -61,8 +65,8 @@ def test_a_window_over_everything_is_the_base(family):
 
 @every_family
 @every_window
-def test_token_by_token_and_piece_by_piece_are_the_prompt_at_once(family, window, kind, blocks):
-    model = linearize_model(base(family), window=window, kind=kind, blocks=blocks)
+def test_token_by_token_and_piece_by_piece_are_the_prompt_at_once(family, window, kind, blocks, sinks):
+    model = linearize_model(base(family), window=window, kind=kind, blocks=blocks, sinks=sinks)
     tokens = ids()
     with torch.no_grad():
         whole = model(tokens, use_cache=False).logits
@@ -78,8 +82,8 @@ def test_token_by_token_and_piece_by_piece_are_the_prompt_at_once(family, window
 
 
 @every_window
-def test_padding_on_either_side_changes_nothing(window, kind, blocks):
-    model = linearize_model(base(), window=window, kind=kind, blocks=blocks)
+def test_padding_on_either_side_changes_nothing(window, kind, blocks, sinks):
+    model = linearize_model(base(), window=window, kind=kind, blocks=blocks, sinks=sinks)
     with torch.no_grad():
         whole = model(ids()).logits
         for sides, part in (((3, 0), slice(3, None)), ((0, 3), slice(0, 23))):
@@ -89,8 +93,8 @@ def test_padding_on_either_side_changes_nothing(window, kind, blocks):
 
 
 @every_window
-def test_left_padded_rows_decode_as_they_would_alone(window, kind, blocks):
-    model = linearize_model(base(), window=window, kind=kind, blocks=blocks)
+def test_left_padded_rows_decode_as_they_would_alone(window, kind, blocks, sinks):
+    model = linearize_model(base(), window=window, kind=kind, blocks=blocks, sinks=sinks)
     tokens, mask = ids(), torch.ones(2, 23, dtype=torch.long)
     mask[0, :6] = 0
     with torch.no_grad():
@@ -108,8 +112,8 @@ def test_left_padded_rows_decode_as_they_would_alone(window, kind, blocks):
 
 
 @every_window
-def test_generation_with_a_cache_is_generation_without(window, kind, blocks):
-    model = linearize_model(base(), window=window, kind=kind, blocks=blocks)
+def test_generation_with_a_cache_is_generation_without(window, kind, blocks, sinks):
+    model = linearize_model(base(), window=window, kind=kind, blocks=blocks, sinks=sinks)
     how = {"max_new_tokens": 9, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
     assert torch.equal(model.generate(ids(), **how), model.generate(ids(), use_cache=False, **how))
     beams = {**how, "num_beams": 3}
@@ -119,8 +123,8 @@ def test_generation_with_a_cache_is_generation_without(window, kind, blocks):
 
 
 @every_window
-def test_packed_documents_do_not_see_each_other(window, kind, blocks):
-    model = linearize_model(base(), window=window, kind=kind, blocks=blocks)
+def test_packed_documents_do_not_see_each_other(window, kind, blocks, sinks):
+    model = linearize_model(base(), window=window, kind=kind, blocks=blocks, sinks=sinks)
     places = torch.cat([torch.arange(10), torch.arange(13)])[None].repeat(2, 1)
     places[1] = torch.arange(23)
     with torch.no_grad():

@@ -8,7 +8,8 @@ weights. Every weight of the base is kept; a converted layer gains two feature m
 
 Between tokens a converted layer keeps, in transformers' cache (layer type `hybrid_sliding`), the
 keys and values of the last token's window and the sum of everything older, in float32. Which key is
-where follows from positions alone, so that decoding sees what reading the prompt at once would.
+where follows from positions alone, so that decoding sees what reading the prompt at once would. The
+first tokens that always count as near (``sinks``, an extension) lie behind the sum as a second state.
 
     b batch   h query heads   r key heads   n tokens   d head dimension   f features   e = d + 1
 """
@@ -104,7 +105,7 @@ class LinearizedAttention(nn.Module):
 
     def how(self) -> dict[str, Any]:
         """What the forms of hybrid attention want to know."""
-        named = {name: self.recipe[name] for name in ("window", "kind", "blocks")}
+        named = {name: self.recipe[name] for name in ("window", "kind", "blocks", "sinks")}
         return {**named, "scale": self.scaling}
 
     def forward(
@@ -204,13 +205,33 @@ class LinearizedAttention(nn.Module):
         """Keep the last token's window, and the sum of what is older."""
         valid = torch.ones_like(k[:, 0, :, 0], dtype=torch.bool) if mask is None else mask
         rank = valid.long().cumsum(1) - 1
-        old = valid & (rank < self._start(rank[:, -1:]))
+        old = valid & (rank >= self.recipe["sinks"]) & (rank < self._start(rank[:, -1:]))
         phi_k = self.feature_map_k(self._repeated(k))
         wide = torch.promote_types(v.dtype, torch.float32)
         state = phi_k.new_zeros(*phi_k.shape[:2], phi_k.shape[-1], v.shape[-1] + 1, dtype=wide)
         state = fold(state, phi_k, self._repeated(v), old)
         cache.update(k, v, self.layer_idx)
         cache.update_recurrent_state(state, self.layer_idx)
+        self._sinks(cache, k, v, rank.masked_fill(~valid, -1))
+
+    def _sinks(
+        self, cache: Any, k: Float[Tensor, "b r m d"], v: Tensor, there: Int[Tensor, "b m"]
+    ) -> tuple[Float[Tensor, "b r s d"], Float[Tensor, "b r s d"]]:
+        """Keys and values of the first tokens as far as there are, after taking in these."""
+        count, states = self.recipe["sinks"], cache.layers[self.layer_idx].recurrent_states
+        if not count:
+            return k[:, :, :0], v[:, :, :0]
+        both = torch.cat([k, v], -1)
+        kept = states[1]
+        if kept is None:
+            kept = both.new_zeros(*both.shape[:2], count, both.shape[-1])
+        new = torch.arange(count, device=k.device)[:, None] == there[:, None]
+        if new.any():
+            laid = new[:, None].to(both.dtype) @ both
+            kept = torch.where(new.any(-1)[:, None, :, None], laid, kept)
+            cache.update_recurrent_state(kept, self.layer_idx, state_idx=1)
+        first, second = kept.split(self.head_dim, -1)
+        return first, second
 
     def _start(self, positions: Int[Tensor, "*n"]) -> Int[Tensor, "*n"]:
         how = self.recipe
@@ -226,12 +247,22 @@ class LinearizedAttention(nn.Module):
         there = places[:, :1] - kept + torch.arange(k.shape[2], device=k.device)
         before, first = self._start(places[:, :1] - 1), self._start(places[:, :1])
         state = self._fold(state, k, v, there, before, first)
-        valid = there >= first.clamp(min=0)
+        sinks = self.recipe["sinks"]
+        seen_k, seen_v, seen = k, v, there
+        valid = (there >= 0) & ((there >= first) | (there < sinks))
+        if sinks:
+            early_k, early_v = self._sinks(cache, k, v, there)
+            early = torch.arange(sinks, device=k.device).expand(len(k), -1)
+            gone = (early < there[:, :1]) & (early < places[:, :1])
+            seen_k, seen_v = torch.cat([early_k, k], 2), torch.cat([early_v, v], 2)
+            seen, valid = torch.cat([early, there], 1), torch.cat([gone, valid], 1)
         gamma, phi_q = self.gate.sigmoid(), self.feature_map_q(q)
         if q.shape[2] == 1:
-            y = hybrid_step(q, k, v, phi_q, gamma, state, scale=self.scaling, valid=valid)
+            y = hybrid_step(
+                q, seen_k, seen_v, phi_q, gamma, state, scale=self.scaling, valid=valid
+            )
         else:
-            keys, values = self._repeated(k), self._repeated(v)
+            keys, values = self._repeated(seen_k), self._repeated(seen_v)
             y = hybrid_quadratic(
                 q,
                 keys,
@@ -241,7 +272,7 @@ class LinearizedAttention(nn.Module):
                 gamma,
                 **self.how(),
                 query_positions=places,
-                key_positions=there,
+                key_positions=seen,
                 valid=valid,
                 state=state,
             )
@@ -258,8 +289,8 @@ class LinearizedAttention(nn.Module):
         low: Int[Tensor, "b 1"],
         high: Int[Tensor, "b 1"],
     ) -> Float[Tensor, "b h f e"]:
-        """Add the keys at positions low, ..., high - 1."""
-        keep = (there >= low.clamp(min=0)) & (there < high)
+        """Add the keys at positions low, ..., high - 1, but for sinks."""
+        keep = (there >= low.clamp(min=self.recipe["sinks"])) & (there < high)
         columns = keep.any(0).nonzero()
         if not len(columns):
             return state
@@ -385,6 +416,7 @@ def linearize_model(
     window: int = 64,
     kind: str = "sliding",
     blocks: int = 2,
+    sinks: int = 0,
     feature_map: str = "hedgehog",
     feature_dim: int | None = None,
     layers: Sequence[int] | None = None,
@@ -397,7 +429,7 @@ def linearize_model(
     ----------
     model
         A causal model of the Llama, Mistral, Qwen2 or Qwen3 family. Its weights are shared.
-    window, kind, blocks
+    window, kind, blocks, sinks
         See `zeitgeist.compression.hybrid_attention`.
     feature_map, init
         See `zeitgeist.compression.feature_maps`.
@@ -435,7 +467,7 @@ def linearize_model(
             f"a model of type {base.model_type!r} cannot be linearized",
             mend=f"give one of {', '.join(FAMILIES)}",
         )
-    check_window(window, kind, blocks, 0)
+    check_window(window, kind, blocks, sinks)
     depth = base.num_hidden_layers
     chosen = sorted(set(range(depth) if layers is None else layers))
     if not chosen or chosen[0] < 0 or chosen[-1] >= depth:
@@ -457,6 +489,7 @@ def linearize_model(
         "window": window,
         "kind": kind,
         "blocks": blocks,
+        "sinks": sinks,
         "feature_map": feature_map,
         "feature_dim": feature_dim,
         "layers": chosen,
@@ -469,6 +502,7 @@ def linearize_model(
             "hybrid_sliding" if i in chosen else "full_attention" for i in range(depth)
         ],
         "sliding_window": max(window * (blocks if kind == "terraced" else 1), 1) + 1,
+        "number_of_conv_states": 2 if sinks else 1,  # so the cache calls all states of a layer
         "use_sliding_window": True,  # without it Qwen's configurations forget the line above
     }
     for name in ("model_type", "architectures", "transformers_version"):
@@ -522,7 +556,7 @@ def state_bytes(config: Any, *, tokens: int = 0) -> tuple[int, int]:
     size = torch.empty((), dtype=config.dtype or torch.float32).element_size()
     key = 2 * config.num_key_value_heads * head_dim * size
     features = recipe["feature_dim"] * (2 if recipe["feature_map"] == "hedgehog" else 1)
-    state = 4 * config.num_attention_heads * features * (head_dim + 1)
+    state = 4 * config.num_attention_heads * features * (head_dim + 1) + recipe["sinks"] * key
     converted, depth = len(recipe["layers"]), config.num_hidden_layers
     window = min(tokens, config.sliding_window - 1) * key
     linear = converted * (state + window) + (depth - converted) * tokens * key
