@@ -13,8 +13,11 @@ from zeitgeist.compression.hybrid_models import (
 from zeitgeist.compression.measures import cache_bytes
 from zeitgeist.compression.transfer import (
     TransferOptions,
+    answer,
+    cross_entropy,
     lessons,
     relative_error,
+    softmax_entropy,
     transfer_attention,
 )
 from zeitgeist.errors import InputInvalid
@@ -65,7 +68,9 @@ def test_a_window_over_everything_is_the_base(family):
 
 @every_family
 @every_window
-def test_token_by_token_and_piece_by_piece_are_the_prompt_at_once(family, window, kind, blocks, sinks):
+def test_token_by_token_and_piece_by_piece_are_the_prompt_at_once(
+    family, window, kind, blocks, sinks
+):
     model = linearize_model(base(family), window=window, kind=kind, blocks=blocks, sinks=sinks)
     tokens = ids()
     with torch.no_grad():
@@ -175,9 +180,9 @@ def test_teaching_a_layer_alone_has_the_gradient_of_teaching_all():
     for index, lesson in lessons(model, ids()):
         attention = model.model.layers[index].self_attn
         with torch.enable_grad():
-            loss = torch.nn.functional.mse_loss(attention.attend(*lesson[:3]), lesson.y)
+            loss = torch.nn.functional.mse_loss(answer(attention, lesson), lesson.y)
             alone += torch.autograd.grad(loss, list(attention.feature_map_q.parameters()))
-            losses.append(torch.nn.functional.mse_loss(attention.attend(*lesson[:3]), lesson.y))
+            losses.append(torch.nn.functional.mse_loss(answer(attention, lesson), lesson.y))
     every = [p for layer in model.model.layers for p in layer.self_attn.feature_map_q.parameters()]
     for one, all_ in zip(alone, torch.autograd.grad(sum(losses), every), strict=True):
         assert torch.equal(one, all_)
@@ -219,7 +224,31 @@ def test_lessons_are_what_the_base_itself_attends(family, reach):
 def test_nothing_is_missed_where_the_window_sees_everything():
     model = linearize_model(base(), window=64)
     for index, lesson in lessons(model, ids()):
-        assert relative_error(model.model.layers[index].self_attn, lesson) < 1e-12
+        attention = model.model.layers[index].self_attn
+        assert relative_error(attention, lesson) < 1e-12
+        apart = float(cross_entropy(attention, lesson).detach())
+        assert apart == pytest.approx(softmax_entropy(attention, lesson), abs=1e-5)
+
+
+def test_cross_entropy_between_weights_can_be_taught_as_well():
+    before, after = [], []
+    for found, steps in ((before, 0), (after, 30)):
+        model = linearize_model(base().float(), window=4)
+        options = TransferOptions(steps=steps, mse_weight=0.0, xent_weight=1.0)
+        transfer_attention(model, ids(24, 6)[:4], ids(24, 6)[4:], options=options, progress=False)
+        for index, lesson in lessons(model, ids(24, 6)[4:]):
+            found.append(float(cross_entropy(model.model.layers[index].self_attn, lesson).detach()))
+    assert all(a < b for a, b in zip(after, before, strict=True))
+
+
+def test_the_entropy_of_attention_to_one_key_is_none_and_to_all_alike_is_the_mean_logarithm():
+    model = linearize_model(base(), window=4)
+    _, lesson = next(iter(lessons(model, ids())))
+    attention = model.model.layers[0].self_attn
+    assert softmax_entropy(attention, lesson._replace(seen=torch.eye(23).bool())) == 0
+    flat = lesson._replace(q=torch.zeros_like(lesson.q))
+    expected = torch.arange(1, 24).double().log().mean()
+    assert softmax_entropy(attention, flat) == pytest.approx(float(expected), abs=1e-5)
 
 
 @pytest.mark.parametrize(

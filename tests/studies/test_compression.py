@@ -40,9 +40,10 @@ def test_every_arm_of_linearizing_gives_what_its_claims_are_about(
 ) -> None:
     for arm in lolcats.STUDY.arms:
         found = {row.metric for row in lolcats_language.measure(arm.slug, bench)}
-        layers = {"relative_mse"} if arm.slug in ("kaiming", "window_only", "transfer") else set()
-        assert layers <= found
-        assert ("nll" in found) == (arm.slug not in ("kaiming", "window_only"))
+        only_layers = arm.slug in ("kaiming", "sink", "window_only")
+        assert ("relative_mse" in found) == (only_layers or arm.slug == "transfer")
+        assert ("entropy" in found) == ("gamma" in found) == (arm.slug == "transfer")
+        assert ("nll" in found) == (not only_layers)
 
 
 def test_lora_is_taken_back_so_that_arms_do_not_depend_on_their_order(

@@ -128,7 +128,7 @@ def fold(
 def hybrid_quadratic(
     q: Float[Tensor, "b h n d"],
     k: Float[Tensor, "b h m d"],
-    v: Float[Tensor, "b h m d"],
+    v: Float[Tensor, "b h m c"],
     phi_q: Float[Tensor, "b h n f"],
     phi_k: Float[Tensor, "b h m f"],
     gamma: Float[Tensor, " h"],
@@ -141,14 +141,15 @@ def hybrid_quadratic(
     query_positions: Int[Tensor, "b n"] | None = None,
     key_positions: Int[Tensor, "b m"] | None = None,
     valid: Bool[Tensor, "b m"] | None = None,
-    state: Float[Tensor, "b h f e"] | None = None,
-) -> Float[Tensor, "b h n d"]:
+    state: Float[Tensor, "b h f _"] | None = None,
+) -> Float[Tensor, "b h n c"]:
     """Every query against every key: the definition.
 
     Parameters
     ----------
     q, k, v
-        After RoPE; keys and values repeated to the query heads.
+        After RoPE; keys and values repeated to the query heads. Values may have another dimension:
+        with the identity for values the outputs are the weights.
     phi_q, phi_k
         Their features.
     gamma

@@ -8,8 +8,8 @@ weights. Every weight of the base is kept; a converted layer gains two feature m
 
 Between tokens a converted layer keeps, in transformers' cache (layer type `hybrid_sliding`), the
 keys and values of the last token's window and the sum of everything older, in float32. Which key is
-where follows from positions alone, so that decoding sees what reading the prompt at once would. The
-first tokens that always count as near (``sinks``, an extension) lie behind the sum as a second state.
+where follows from positions alone, so that decoding sees what reading the prompt at once would.
+First tokens that always count as near (``sinks``, an extension) are a second state beside the sum.
 
     b batch   h query heads   r key heads   n tokens   d head dimension   f features   e = d + 1
 """
@@ -149,7 +149,8 @@ class LinearizedAttention(nn.Module):
         q, k = apply_rotary_pos_emb(q, k, *position_embeddings)
         return q, k, v
 
-    def _repeated(self, x: Float[Tensor, "b r n d"]) -> Float[Tensor, "b h n d"]:
+    def repeated(self, x: Float[Tensor, "b r n d"]) -> Float[Tensor, "b h n d"]:
+        """Keys or values for every query head."""
         return x if self.groups == 1 else x.repeat_interleave(self.groups, 1)
 
     def attend(
@@ -167,7 +168,7 @@ class LinearizedAttention(nn.Module):
         self, q: Tensor, k: Tensor, v: Tensor, mask: Bool[Tensor, "b n"] | None
     ) -> Float[Tensor, "b h n d"]:
         """Rows with padding anywhere: tokens first, and back again."""
-        k, v = self._repeated(k), self._repeated(v)
+        k, v = self.repeated(k), self.repeated(v)
         if mask is None:
             return self.attend(q, k, v)
         order = (~mask).int().argsort(dim=1, stable=True)
@@ -193,7 +194,7 @@ class LinearizedAttention(nn.Module):
         valid = torch.zeros(rows, width, dtype=torch.bool, device=flat.device)
         valid[row, column] = True
         unpacked = []
-        for x in (q, self._repeated(k), self._repeated(v)):
+        for x in (q, self.repeated(k), self.repeated(v)):
             tokens = x.transpose(1, 2).flatten(0, 1)
             laid = tokens.new_zeros(rows, width, *tokens.shape[1:])
             laid[row, column] = tokens
@@ -206,10 +207,10 @@ class LinearizedAttention(nn.Module):
         valid = torch.ones_like(k[:, 0, :, 0], dtype=torch.bool) if mask is None else mask
         rank = valid.long().cumsum(1) - 1
         old = valid & (rank >= self.recipe["sinks"]) & (rank < self._start(rank[:, -1:]))
-        phi_k = self.feature_map_k(self._repeated(k))
+        phi_k = self.feature_map_k(self.repeated(k))
         wide = torch.promote_types(v.dtype, torch.float32)
         state = phi_k.new_zeros(*phi_k.shape[:2], phi_k.shape[-1], v.shape[-1] + 1, dtype=wide)
-        state = fold(state, phi_k, self._repeated(v), old)
+        state = fold(state, phi_k, self.repeated(v), old)
         cache.update(k, v, self.layer_idx)
         cache.update_recurrent_state(state, self.layer_idx)
         self._sinks(cache, k, v, rank.masked_fill(~valid, -1))
@@ -258,11 +259,9 @@ class LinearizedAttention(nn.Module):
             seen, valid = torch.cat([early, there], 1), torch.cat([gone, valid], 1)
         gamma, phi_q = self.gate.sigmoid(), self.feature_map_q(q)
         if q.shape[2] == 1:
-            y = hybrid_step(
-                q, seen_k, seen_v, phi_q, gamma, state, scale=self.scaling, valid=valid
-            )
+            y = hybrid_step(q, seen_k, seen_v, phi_q, gamma, state, scale=self.scaling, valid=valid)
         else:
-            keys, values = self._repeated(seen_k), self._repeated(seen_v)
+            keys, values = self.repeated(seen_k), self.repeated(seen_v)
             y = hybrid_quadratic(
                 q,
                 keys,
@@ -295,7 +294,7 @@ class LinearizedAttention(nn.Module):
         if not len(columns):
             return state
         at = slice(int(columns[0]), int(columns[-1]) + 1)
-        keys, values = self._repeated(k[:, :, at]), self._repeated(v[:, :, at])
+        keys, values = self.repeated(k[:, :, at]), self.repeated(v[:, :, at])
         return fold(state, self.feature_map_k(keys), values, keep[:, at])
 
 

@@ -6,6 +6,7 @@ Per seed (which decides the text, the order of windows and LoRA's start) and win
     swap, swap_lora           hybrid attention with maps as they begin; LoRA gets all steps
     transfer, transfer_lora   maps taught for some steps per layer; LoRA gets the others
     kaiming                   taught from random maps
+    sink                      taught with the first token always in the window
     window_only               no linear branch: what the window alone misses
 
 One step of teaching is one window through one layer's maps in every layer, one step of LoRA one
@@ -33,7 +34,7 @@ from zeitgeist.training import Example, LoraSettings, load_model
 from zeitgeist.training.models import peft_warnings
 from zeitgeist.training.trainer import seeded, train_answers
 
-WITH_WINDOW = ("teacher", "teacher_lora", "kaiming", "window_only")
+WITH_WINDOW = ("teacher", "teacher_lora", "kaiming", "sink", "window_only")
 """Arms that are measured once, with the window."""
 LEARNING_RATE = 5e-4
 """Of LoRA: at the published 1e-4 some tens of steps teach nothing to any arm."""
@@ -130,7 +131,7 @@ def taught(
 
 def measure(arm: str, bench: Bench) -> Iterator[Measured]:
     """The numbers of one arm."""
-    if arm in ("kaiming", "window_only"):
+    if arm in ("kaiming", "sink", "window_only"):
         yield from _missed(_another(arm, bench), arm)
         return
     if arm in ("teacher", "teacher_lora"):
@@ -150,6 +151,7 @@ def measure(arm: str, bench: Bench) -> Iterator[Measured]:
     )
     if arm == "transfer":
         yield from _missed(bench.report, arm)
+        yield from _seen(bench.report)
     if arm in ("teacher", "transfer"):
         yield from _cost(model, bench.contexts)
 
@@ -188,21 +190,22 @@ def adapted_losses(
 
 
 def _another(arm: str, bench: Bench) -> TransferReport:
-    """Maps from a random start, taught; or a window whose linear branch weighs nothing."""
-    kaiming = arm == "kaiming"
+    """Maps from a random start, or with a sink, taught; or a window without its other branch."""
+    alone = arm == "window_only"
     model = linearize_model(
         bench.teacher,
         window=bench.window,
-        feature_map="hedgehog" if kaiming else "t2r",
-        init="kaiming" if kaiming else "identity",
+        sinks=int(arm == "sink"),
+        feature_map="t2r" if alone else "hedgehog",
+        init="kaiming" if arm == "kaiming" else "identity",
         seed=bench.seed,
     )
-    if not kaiming:  # relu(0 x - 1): the floor, 1e-12
+    if alone:  # relu(0 x - 1): the floor, 1e-12
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if "feature_map" in name:
                     parameter.fill_(-1.0 if name.endswith("bias") else 0.0)
-    steps = bench.steps if kaiming else 0
+    steps = 0 if alone else bench.steps
     return transfer_attention(
         model,
         bench.train,
@@ -218,6 +221,14 @@ def _missed(report: TransferReport, arm: str) -> Iterator[Measured]:
         for layer, error in enumerate(errors):
             if arm != "window_only" or stage == "after":
                 yield Measured("relative_mse", error, {"stage": stage, "layer": layer})
+
+
+def _seen(report: TransferReport) -> Iterator[Measured]:
+    """How widely softmax attends, and how much the taught window weighs."""
+    for layer, (entropy, gates) in enumerate(zip(report.entropy, report.gamma, strict=True)):
+        yield Measured("entropy", entropy, {"layer": layer})
+        for head, gamma in enumerate(gates):
+            yield Measured("gamma", gamma, {"layer": layer, "head": head})
 
 
 def _cost(model: Any, contexts: tuple[int, int]) -> Iterator[Measured]:
