@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError, Parameter
 
 import zeitgeist
-from zeitgeist.cli import drop, merge, models, report, reproduce, systems
+from zeitgeist.cli import drop, linearize, merge, models, report, reproduce, systems
 from zeitgeist.errors import ZeitgeistError
 
 app = App(
@@ -22,6 +22,7 @@ app.command(systems.show)
 app.command(models.app)
 app.command(merge.app)
 app.command(drop.app)
+app.command(linearize.app)
 app.command(reproduce.reproduce)
 app.command(report.report)
 

@@ -1,0 +1,567 @@
+"""Turn a softmax language model into a linear one: constant memory and time per token.
+
+Zhang, Arora, Chalamala, Wu, Spector, Singhal, Ramesh, Re: "LoLCATs: On Low-Rank Linearizing of
+Large Language Models", arXiv 2410.10254. Two steps: small feature maps and gates are taught what
+softmax attention answers (`linearize`), then LoRA on the attention projections makes up for what
+they miss (`finetune`). What they write is small and goes with the untouched base; `export` writes
+an ordinary transformers directory of a registered class. `load` opens both, `evaluate` says what
+was kept and what a token costs.
+
+Nothing shrinks but the cost of a token: every weight of the base stays and maps are added.
+"""
+
+import hashlib
+import json
+import math
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from zeitgeist.checkpoints import check_output, model_card, new_directory, resolve, versions
+from zeitgeist.compression.healing import as_examples, quiet
+from zeitgeist.compression.hybrid_models import FAMILIES, linearize_model
+from zeitgeist.compression.linearize_costs import read_text, sizes
+from zeitgeist.compression.linearized_files import (
+    ADAPTER,
+    MAPS,
+    RECORD,
+    LayerFiles,
+    base_of,
+    computing_dtype,
+    is_small,
+    learned,
+    open_base,
+    open_linearized,
+    read_record,
+    write_small,
+)
+from zeitgeist.compression.measures import perplexity
+from zeitgeist.compression.transfer import TransferOptions, transfer_attention
+from zeitgeist.errors import ExtraMissing, InputInvalid
+from zeitgeist.training import LoraSettings, best_device, load_model
+
+__all__ = [
+    "LinearizedReport",
+    "LolcatsOptions",
+    "export",
+    "finetune",
+    "linearize",
+    "load",
+]
+
+_PAPER = "arXiv 2410.10254"
+_CODE = "the authors' configurations"
+REPLACES = (RECORD, "config.json", "*.safetensors")
+PROJECTIONS = r".*\.self_attn\.(q|k|v|o)_proj"
+"""What LoRA adapts, as peft reads it."""
+SENTENCE = (
+    "Nothing shrinks but the cost of a token: all weights of the base stay and maps are added. "
+    "The 0.04 B of the paper's table are training tokens, not parameters."
+)
+
+
+def _told(meaning: str, source: str) -> Mapping[str, str]:
+    return {"meaning": meaning, "source": source}
+
+
+@dataclass(frozen=True)
+class LolcatsOptions:
+    """What replaces softmax attention, and how it is taught.
+
+    Parameters
+    ----------
+    window, kind, blocks, sinks
+        Which keys softmax still sees; see `zeitgeist.compression.hybrid_attention`. Sliding and
+        terraced windows score alike in the paper (70.3 and 70.7); sinks are not the paper's.
+    feature_map, feature_dim
+        See `zeitgeist.compression.feature_maps`.
+    layers
+        Which to convert; None: all. The others keep softmax and their growing cache.
+    length, windows, validation
+        Windows of so many tokens to learn from, and how many more to score on. They are held in
+        memory for one layer at a time and gone over again until the steps are done. Without
+        enough text fewer are taken, at least one of each.
+    steps, batch_size
+        Per layer: 200 steps of 8 windows of 1,024 tokens are 1.6 million tokens, after which the
+        paper's perplexity hardly moves; its own runs took 20 million.
+    learning_rate, mse_weight, xent_weight, seed
+        See `zeitgeist.compression.transfer.TransferOptions`.
+    """
+
+    window: int = field(default=64, metadata=_told("tokens that softmax still sees", _PAPER))
+    kind: str = field(default="sliding", metadata=_told("window: sliding or terraced", _PAPER))
+    blocks: int = field(default=2, metadata=_told("blocks of a terraced window", _PAPER))
+    sinks: int = field(
+        default=0, metadata=_told("first tokens that always stay near", "ours, an extension")
+    )
+    feature_map: str = field(default="hedgehog", metadata=_told("hedgehog or t2r", _PAPER))
+    feature_dim: int | None = field(
+        default=None, metadata=_told("columns of a map; none: half the head dimension", _PAPER)
+    )
+    layers: tuple[int, ...] | None = field(
+        default=None, metadata=_told("which to convert; none: all", _PAPER)
+    )
+    length: int = field(default=1024, metadata=_told("tokens of a window of text", _PAPER))
+    windows: int = field(default=64, metadata=_told("windows to learn from", "ours"))
+    validation: int = field(default=8, metadata=_told("windows to score on", "ours"))
+    steps: int = field(default=200, metadata=_told("optimiser steps per layer", _PAPER))
+    batch_size: int = field(default=8, metadata=_told("windows per step", _CODE))
+    learning_rate: float = field(default=1e-2, metadata=_told("of AdamW", _PAPER))
+    mse_weight: float = field(default=1000.0, metadata=_told("of the squared error", _CODE))
+    xent_weight: float = field(
+        default=0.0, metadata=_told("of cross-entropy between weights; 1 for 405B", _PAPER)
+    )
+    seed: int = field(default=0, metadata=_told("of the order of windows", "ours"))
+
+    def __post_init__(self) -> None:
+        for name, least in (("length", 2), ("windows", 1), ("validation", 1)):
+            if getattr(self, name) < least:
+                raise InputInvalid(
+                    f"{name} is {getattr(self, name)}", mend=f"give at least {least}"
+                )
+        self.teaching()
+
+    def teaching(self) -> TransferOptions:
+        """The part that is about learning."""
+        named = ("steps", "batch_size", "learning_rate", "mse_weight", "xent_weight", "seed")
+        return TransferOptions(**{name: getattr(self, name) for name in named})
+
+    def recipe(self) -> dict[str, Any]:
+        """The part that is about attention."""
+        named = ("window", "kind", "blocks", "sinks", "feature_map", "feature_dim", "layers")
+        return {name: getattr(self, name) for name in named}
+
+
+@dataclass(frozen=True)
+class LinearizedReport:
+    """What `linearize` or `finetune` wrote.
+
+    Per layer (None where it stayed softmax): ``before`` and ``after``, squared error over variance;
+    ``entropy`` of softmax's weights in nats; ``gamma``, the window's weight per head. Perplexities
+    are on the validation windows: softmax's, and the linearized model's as written. ``trained``
+    parameters were learned in this step, of ``parameters`` in the model; ``tokens`` were read for
+    it. ``losses`` are those of LoRA. ``state_bytes`` are kept per sequence when the window has
+    filled, ``kv_bytes`` per token by softmax; from ``break_even`` tokens on the state is smaller
+    (None: never).
+    """
+
+    out: str
+    before: tuple[float | None, ...]
+    after: tuple[float | None, ...]
+    entropy: tuple[float | None, ...]
+    gamma: tuple[tuple[float, ...], ...]
+    perplexity_softmax: float
+    perplexity: float
+    trained: int
+    parameters: int
+    tokens: int
+    seconds: float
+    state_bytes: int
+    kv_bytes: int
+    break_even: int | None
+    losses: tuple[float, ...] = ()
+
+
+def linearize(
+    reference: str | Path,
+    text: str | Path,
+    out: str | Path,
+    *,
+    options: LolcatsOptions | None = None,
+    overwrite: bool = False,
+    progress: bool | None = None,
+) -> LinearizedReport:
+    """Teach a model linear attention and write the maps, which go with the untouched base.
+
+    Zhang et al., arXiv 2410.10254, first step. Every layer is taught alone from its own queries,
+    keys and values, which is the same objective as all together. Stopped, it goes on after the
+    last layer that was finished when it is called again in the same way.
+
+    Parameters
+    ----------
+    reference
+        A causal model of the Llama, Mistral, Qwen2 or Qwen3 family: a directory,
+        ``hub:org/name``, ``pypi:package``.
+    text
+        To learn from: a file, or the text itself. Its last windows are for validation.
+    out
+        Directory to make: ``maps.safetensors``, ``lolcats.json`` and a model card.
+    options
+        None: the defaults of `LolcatsOptions`.
+    overwrite
+        Replace an existing output.
+    progress
+        Show a bar on stderr; None: when it is a terminal.
+
+    Returns
+    -------
+    LinearizedReport
+        Errors per layer, perplexities, and what a token costs.
+
+    Raises
+    ------
+    InputInvalid
+        The model is an adapter, linearized already or of another family; the text is shorter than
+        two windows; a layer is out of range.
+    OutputExists
+        ``out`` is there and ``overwrite`` is false.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    >>> from tokenizers import Tokenizer, models, pre_tokenizers
+    >>> home = Path(tempfile.mkdtemp())
+    >>> shape = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, vocab_size=16,
+    ...              num_attention_heads=2, num_key_value_heads=1)
+    >>> LlamaForCausalLM(LlamaConfig(**shape)).save_pretrained(home / "base")
+    >>> words = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
+    >>> words.pre_tokenizer = pre_tokenizers.Whitespace()
+    >>> PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(home / "base") and None
+    >>> options = LolcatsOptions(window=2, length=8, windows=2, validation=1, steps=2, batch_size=1)
+    >>> report = linearize(home / "base", "a b " * 16, home / "linear", options=options)
+    >>> report.trained, load(home / "linear").config.model_type
+    (34, 'zeitgeist_lolcats_llama')
+    """
+    target, chosen, started = Path(out), options or LolcatsOptions(), time.monotonic()
+    base = open_base(reference)
+    if (kind := base.checkpoint.config.get("model_type")) not in FAMILIES:
+        raise InputInvalid(
+            f"a model of type {kind!r} cannot be linearized",
+            origin=base.place,
+            mend=f"give one of {', '.join(FAMILIES)}",
+        )
+    check_output(target, overwrite=overwrite, inputs=[base.place], replaces=REPLACES)
+    windows, validation = _windows(base.place, text, chosen.length, chosen)
+    device = best_device()
+    with quiet():
+        softmax = load_model(base.place, dtype=computing_dtype(device), device=device)
+    before = perplexity(softmax, validation)
+    model = linearize_model(softmax, **chosen.recipe(), seed=chosen.seed)
+    model.config.lolcats["taught_length"] = chosen.length
+    read = hashlib.sha256(torch.cat([windows, validation]).numpy().tobytes()).hexdigest()
+    key = repr((asdict(chosen), sorted(base.hashes.items()), read))
+    kept = LayerFiles(target.with_name(f".{target.name}.layers"), key)
+    found = transfer_attention(
+        model, windows, validation, options=chosen.teaching(), ledger=kept, progress=progress
+    )
+    report = LinearizedReport(
+        str(target),
+        _told_layers(found.before),
+        _told_layers(found.after),
+        _told_layers(found.entropy),
+        found.gamma,
+        before,
+        perplexity(model, validation),
+        sum(value.numel() for value in learned(model).values()),
+        sum(p.numel() for p in model.parameters()),
+        chosen.steps * chosen.batch_size * chosen.length,
+        time.monotonic() - started,
+        **sizes(model.config),
+    )
+    facts = {"options": asdict(chosen), "transfer": asdict(report), "versions": versions()}
+    with new_directory(
+        target, overwrite=overwrite, inputs=[base.place], replaces=REPLACES
+    ) as partial:
+        write_small(partial, base, model, facts)
+        card = _card(target.name, base.reference, base.hashes, facts["options"], _notes(report))
+        (partial / "README.md").write_text(card, encoding="utf-8")
+    shutil.rmtree(kept.place, ignore_errors=True)
+    return report
+
+
+def finetune(
+    reference: str | Path,
+    text: str | Path,
+    out: str | Path,
+    *,
+    settings: LoraSettings | None = None,
+    length: int = 1024,
+    windows: int = 512,
+    validation: int = 8,
+    base: str = "",
+    overwrite: bool = False,
+    progress: bool | None = None,
+) -> LinearizedReport:
+    """Train LoRA on the attention projections of a linearized model, maps and gates frozen.
+
+    Zhang et al., arXiv 2410.10254, second step, by transformers' Trainer (``accelerate launch``
+    works). The adapter starts anew from the base's weights; one that is there already is replaced.
+
+    Parameters
+    ----------
+    reference
+        What `linearize` wrote.
+    text
+        To learn from: a file, or the text itself. Its last windows are for validation.
+    out
+        Directory to make: as `linearize` makes, with ``adapter/``.
+    settings
+        None: rank 8, alpha 16, learning rate 1e-4 (the paper's), 200 steps of 8 windows.
+    length, windows, validation
+        Tokens of a window, and how many to learn from and to score on.
+    base
+        Where the base is, if it was moved.
+    overwrite, progress
+        See `linearize`.
+
+    Returns
+    -------
+    LinearizedReport
+        With the losses of LoRA (nats per token).
+
+    Raises
+    ------
+    ExtraMissing
+        peft or accelerate is not installed.
+    InputInvalid
+        ``reference`` is not what `linearize` wrote, the base is not the one it was taught on, or
+        the text is too short.
+    OutputExists
+        ``out`` is there and ``overwrite`` is false.
+    """
+    target, started = Path(out), time.monotonic()
+    chosen = settings or LoraSettings(steps=200, batch_size=8, learning_rate=1e-4)
+    if not all(map(find_spec, ("peft", "accelerate"))):
+        raise ExtraMissing.named("training", "fine-tuning")
+    place = resolve(reference)
+    if not is_small(place):
+        raise InputInvalid(
+            f"{str(reference)!r} holds no {RECORD}",
+            mend="give what zeitgeist linearize transfer wrote",
+        )
+    record, source = read_record(place), base_of(place, base)
+    check_output(target, overwrite=overwrite, inputs=[place, source.place], replaces=REPLACES)
+    shape = LolcatsOptions(length=length, windows=windows, validation=validation)
+    train, scored = _windows(source.place, text, length, shape)
+    model = open_linearized(place, base=base, adapted=False)
+    taught = record["transfer"]
+    with TemporaryDirectory() as work:
+        losses, trained = _adapt(model, train, Path(work) / "adapter", chosen, progress)
+        report = LinearizedReport(
+            **{
+                **{name: _tuples(value) for name, value in taught.items()},
+                "out": str(target),
+                "perplexity_softmax": _softmax_perplexity(source.place, scored),
+                "perplexity": perplexity(model, scored),
+                "trained": trained,
+                "tokens": chosen.steps * chosen.batch_size * length,
+                "seconds": time.monotonic() - started,
+                "losses": losses,
+            }
+        )
+        kept = {name: record[name] for name in ("options", "transfer")}
+        facts = {
+            **kept,
+            "finetune": {"settings": asdict(chosen), **asdict(report)},
+            "versions": versions(),
+        }
+        with new_directory(
+            target, overwrite=overwrite, inputs=[place, source.place], replaces=REPLACES
+        ) as partial:
+            write_small(partial, source, model, facts)
+            shutil.copytree(Path(work) / "adapter", partial / ADAPTER)
+            recipe = {**record["options"], "lora": asdict(chosen)}
+            card = _card(target.name, source.reference, source.hashes, recipe, _notes(report))
+            (partial / "README.md").write_text(card, encoding="utf-8")
+    return report
+
+
+def load(reference: str | Path, *, base: str = "", dtype: torch.dtype | None = None) -> Any:
+    """A linearized model, ready to be scored or to generate, LoRA folded in.
+
+    Parameters
+    ----------
+    reference
+        What `linearize`, `finetune` or `export` wrote, or ``hub:org/name``.
+    base
+        Where the base is, if it was moved.
+    dtype
+        Of the weights; maps and states stay in float32. None: float32 on a processor, else what
+        the device is fastest in.
+
+    Returns
+    -------
+    PreTrainedModel
+        ``generate`` works, with constant memory per token.
+
+    Raises
+    ------
+    InputInvalid
+        Not linearized, or the base is not the one that the maps were taught on.
+    """
+    return open_linearized(reference, base=base, dtype=dtype)
+
+
+def export(
+    reference: str | Path,
+    out: str | Path,
+    *,
+    base: str = "",
+    overwrite: bool = False,
+) -> Path:
+    """Write a linearized model whole, maps, LoRA and all.
+
+    Opens with ``AutoModelForCausalLM`` once ``zeitgeist.compression.hybrid_models`` is imported; no
+    code lies with the weights. What was written is opened again and compared before it appears.
+
+    Parameters
+    ----------
+    reference
+        What `linearize` or `finetune` wrote.
+    out
+        Directory to make, in the dtype of the base.
+    base
+        Where the base is, if it was moved.
+    overwrite
+        Replace an existing output.
+
+    Raises
+    ------
+    InputInvalid
+        ``reference`` is not what `linearize` wrote.
+    OutputExists
+        ``out`` is there and ``overwrite`` is false.
+    """
+    target, place = Path(out), resolve(reference)
+    if not is_small(place):
+        raise InputInvalid(
+            f"{str(reference)!r} holds no {RECORD}",
+            mend="give what zeitgeist linearize transfer or finetune wrote",
+        )
+    record, source = read_record(place), base_of(place, base)
+    check_output(target, overwrite=overwrite, inputs=[place, source.place])
+    model = open_linearized(place, base=base, dtype=torch.float32).cpu()
+    stored = getattr(torch, str(source.checkpoint.config.get("dtype")), None)
+    if isinstance(stored, torch.dtype):
+        kept = learned(model)
+        model = model.to(stored)
+        for name, parameter in model.named_parameters():  # maps stay as they were learned
+            if name in kept:
+                parameter.data = kept[name]
+    with new_directory(target, overwrite=overwrite, inputs=[place, source.place]) as partial:
+        with quiet():
+            model.save_pretrained(partial)
+        for path in source.checkpoint.sidecars:
+            name = path.relative_to(source.place)
+            if not (partial / name).exists() and path.name != "README.md":
+                (partial / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, partial / name)
+        notes = [
+            "Opens with AutoModelForCausalLM after `import zeitgeist.compression.hybrid_models`."
+        ]
+        steps: dict[str, Any] = {
+            name: record[name] for name in ("options", "finetune") if name in record
+        }
+        card = _card(target.name, source.reference, source.hashes, steps, notes)
+        (partial / "README.md").write_text(card, encoding="utf-8")
+        _compare(model, partial)
+    return target
+
+
+def _windows(
+    place: Path, text: str | Path, length: int, options: LolcatsOptions
+) -> tuple[Int64[Tensor, "n length"], Int64[Tensor, "v length"]]:
+    """Windows to learn from, evenly spaced over the text but for its end, and those of its end."""
+    every = read_text(place, text, length)
+    if len(every) < 2:
+        raise InputInvalid(
+            f"the text has one window of {length} tokens, and one more is needed to score on",
+            mend="give a longer text or a smaller --length",
+        )
+    held = min(options.validation, len(every) // 2)
+    rest = every[: len(every) - held]
+    count = min(options.windows, len(rest))
+    return rest[torch.arange(count) * len(rest) // count], every[len(rest) :]
+
+
+def _told_layers(values: Sequence[float]) -> tuple[float | None, ...]:
+    return tuple(None if math.isnan(value) else value for value in values)
+
+
+def _adapt(
+    model: Any, windows: Tensor, out: Path, settings: LoraSettings, progress: bool | None
+) -> tuple[tuple[float, ...], int]:
+    """Train LoRA in place and fold it in; the losses, and how much was trained."""
+    from peft import LoraConfig, get_peft_model
+
+    from zeitgeist.training.models import peft_warnings
+    from zeitgeist.training.trainer import seeded, train_answers
+
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        target_modules=PROJECTIONS,
+    )
+    with seeded(settings.seed), peft_warnings():
+        adapted = get_peft_model(model, config)
+        trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+        losses = train_answers(
+            adapted, as_examples(windows), settings, title="finetune", progress=progress
+        )
+        adapted.save_pretrained(str(out), save_embedding_layers=False)
+        adapted.merge_and_unload()
+    return losses, trained
+
+
+def _softmax_perplexity(place: Path, windows: Tensor) -> float:
+    device = best_device()
+    with quiet():
+        model = load_model(place, dtype=computing_dtype(device), device=device)
+    return perplexity(model, windows)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _compare(model: Any, place: Path) -> None:
+    """What was written must compute what was meant."""
+    ids = torch.arange(16).view(1, 16) % model.config.vocab_size
+    with torch.no_grad(), quiet():
+        meant = model(input_ids=ids).logits
+        opened = load_model(place, dtype=model.dtype)(input_ids=ids).logits
+    if not torch.equal(meant, opened):
+        raise InputInvalid(
+            "the model that was written computes something else than the one in memory",
+            origin=place,
+            mend="tell us which model this was; nothing was left at the output",
+        )
+
+
+def _card(
+    name: str,
+    reference: str,
+    hashes: dict[str, str],
+    recipe: Mapping[str, Any],
+    notes: Sequence[str],
+) -> str:
+    return model_card(
+        title=name,
+        method=f"LoLCATs ({_PAPER})",
+        inputs=[{"reference": reference, "role": "base", "hashes": hashes}],
+        recipe=json.dumps(recipe, indent=2),
+        versions=versions(),
+        notes=[*notes, SENTENCE],
+    )
+
+
+def _notes(report: LinearizedReport) -> list[str]:
+    return [
+        f"Holds {MAPS}, which goes with the base: open it with zeitgeist.compression.linearize.load"
+        ", or write it whole with export.",
+        f"Perplexity of validation windows: {report.perplexity_softmax:.4g} softmax, "
+        f"{report.perplexity:.4g} linearized.",
+        f"{report.state_bytes:,} bytes are kept per sequence past the window, "
+        f"{report.kv_bytes:,} per token by softmax.",
+    ]
