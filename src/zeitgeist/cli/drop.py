@@ -3,9 +3,11 @@
 from dataclasses import asdict
 from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
+
+from zeitgeist.cli.pictures import check_picture, write_picture
 
 if TYPE_CHECKING:
     from zeitgeist.compression.drop_ranking import DropOptions
@@ -47,7 +49,7 @@ def score(
     """
     from zeitgeist.compression.drop import score as score_model
 
-    _check_picture(output)
+    check_picture(output)
     found = score_model(model, text, _options(samples, length))
     table = {
         kind: [float(value) for value in found.similarity(kind)]
@@ -56,7 +58,7 @@ def score(
     if output is not None:
         from zeitgeist.compression.drop_charts import similarity_chart
 
-        _write(similarity_chart(table), output)
+        write_picture(similarity_chart(table), output)
     if json:
         order = {kind: [int(i) for i in found.ranking(kind)] for kind in table}
         joint = [[kind, int(i)] for kind, i in found.joint_ranking()]
@@ -219,7 +221,7 @@ def sweep(
         Print a machine-readable report.
     """
     numbers = _numbers(counts)
-    _check_picture(output)
+    check_picture(output)
     from zeitgeist.compression.drop_sweep import pareto
     from zeitgeist.compression.drop_sweep import sweep as run_sweep
 
@@ -237,7 +239,7 @@ def sweep(
     if output is not None:
         from zeitgeist.compression.drop_charts import pareto_chart
 
-        _write(pareto_chart(rows), output)
+        write_picture(pareto_chart(rows), output)
     if json:
         print(dumps([{**asdict(row), "pareto": row in best} for row in rows], indent=2))
         return
@@ -300,15 +302,3 @@ def _numbers(counts: str) -> list[int]:
 
 def _listed(layers: tuple[int, ...]) -> str:
     return " ".join(map(str, layers)) or "none"
-
-
-def _check_picture(output: Path | None) -> None:
-    from zeitgeist.errors import InputInvalid
-
-    if output is not None and output.suffix not in (".png", ".svg"):
-        raise InputInvalid(f"the picture '{output}' is no .png or .svg", mend="name it so")
-
-
-def _write(figure: Any, output: Path) -> None:
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_bytes(figure.png() if output.suffix == ".png" else figure.svg().encode())

@@ -3,9 +3,11 @@
 from dataclasses import asdict
 from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
+
+from zeitgeist.cli.pictures import check_picture, write_picture
 
 if TYPE_CHECKING:
     from zeitgeist.compression.linearize import LinearizedReport
@@ -93,7 +95,7 @@ def transfer(
     json
         Print a machine-readable report.
     """
-    _check_picture(picture)
+    check_picture(picture)
     chosen = _layers(layers)
     from zeitgeist.compression.linearize import LolcatsOptions, linearize
 
@@ -119,7 +121,7 @@ def transfer(
     if picture is not None:
         from zeitgeist.compression.linearize_charts import teaching_chart
 
-        _write(teaching_chart(report), picture)
+        write_picture(teaching_chart(report), picture)
     _tell(report, json)
 
 
@@ -239,7 +241,7 @@ def evaluate(
     """
     from zeitgeist.errors import InputInvalid
 
-    _check_picture(picture)
+    check_picture(picture)
     if not all(word.isdecimal() for word in contexts.split(",")):
         raise InputInvalid(f"--contexts {contexts!r} are no numbers", mend="such as 1024,4096")
     from zeitgeist.compression.linearize_costs import evaluate as evaluate_model
@@ -255,7 +257,7 @@ def evaluate(
     if picture is not None:
         from zeitgeist.compression.linearize_charts import costs_chart
 
-        _write(costs_chart(found), picture)
+        write_picture(costs_chart(found), picture)
     if json:
         print(dumps(asdict(found), indent=2))
         return
@@ -334,15 +336,3 @@ def _layers(words: str) -> tuple[int, ...] | None:
             raise InputInvalid(f"--layers {word!r} is no layer", mend="such as 0,1,5-9")
         found += range(int(first), int(last or first) + 1)
     return tuple(found) or None
-
-
-def _check_picture(picture: Path | None) -> None:
-    from zeitgeist.errors import InputInvalid
-
-    if picture is not None and picture.suffix not in (".png", ".svg"):
-        raise InputInvalid(f"the picture '{picture}' is no .png or .svg", mend="name it so")
-
-
-def _write(figure: Any, picture: Path) -> None:
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    picture.write_bytes(figure.png() if picture.suffix == ".png" else figure.svg().encode())

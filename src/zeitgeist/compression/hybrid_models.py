@@ -383,7 +383,7 @@ def _register(name: str, config: Any, model: Any, causal: Any) -> tuple[Any, Any
     )
     precise = {
         "config_class": own_config,
-        "_keep_in_fp32_modules_strict": {"feature_map_q", "feature_map_k", "gate"},
+        "_keep_in_fp32_modules_strict": {"feature_map_q", "feature_map_k", "self_attn.gate"},
         "__module__": __name__,
     }
     own_model = type(

@@ -36,18 +36,18 @@ from zeitgeist.compression.linearized_files import (
     RECORD,
     LayerFiles,
     base_of,
-    computing_dtype,
     is_small,
     learned,
     open_base,
     open_linearized,
+    opened,
     read_record,
     write_small,
 )
 from zeitgeist.compression.measures import perplexity
 from zeitgeist.compression.transfer import TransferOptions, transfer_attention
 from zeitgeist.errors import ExtraMissing, InputInvalid
-from zeitgeist.training import LoraSettings, best_device, load_model
+from zeitgeist.training import LoraSettings
 
 __all__ = [
     "LinearizedReport",
@@ -242,9 +242,7 @@ def linearize(
         )
     check_output(target, overwrite=overwrite, inputs=[base.place], replaces=REPLACES)
     windows, validation = _windows(base.place, text, chosen.length, chosen)
-    device = best_device()
-    with quiet():
-        softmax = load_model(base.place, dtype=computing_dtype(device), device=device)
+    softmax = opened(base.place)
     before = perplexity(softmax, validation)
     model = linearize_model(softmax, **chosen.recipe(), seed=chosen.seed)
     model.config.lolcats["taught_length"] = chosen.length
@@ -351,7 +349,7 @@ def finetune(
             **{
                 **{name: _tuples(value) for name, value in taught.items()},
                 "out": str(target),
-                "perplexity_softmax": _softmax_perplexity(source.place, scored),
+                "perplexity_softmax": perplexity(opened(source.place), scored),
                 "perplexity": perplexity(model, scored),
                 "trained": trained,
                 "tokens": chosen.steps * chosen.batch_size * length,
@@ -440,14 +438,12 @@ def export(
         )
     record, source = read_record(place), base_of(place, base)
     check_output(target, overwrite=overwrite, inputs=[place, source.place])
-    model = open_linearized(place, base=base, dtype=torch.float32).cpu()
+    model = open_linearized(place, base=base, dtype=torch.float32)
     stored = getattr(torch, str(source.checkpoint.config.get("dtype")), None)
-    if isinstance(stored, torch.dtype):
-        kept = learned(model)
-        model = model.to(stored)
-        for name, parameter in model.named_parameters():  # maps stay as they were learned
-            if name in kept:
-                parameter.data = kept[name]
+    kept = learned(model)
+    for name, parameter in model.named_parameters():  # maps stay as they were learned
+        if name not in kept and isinstance(stored, torch.dtype):
+            parameter.data = parameter.data.to(stored)
     with new_directory(target, overwrite=overwrite, inputs=[place, source.place]) as partial:
         with quiet():
             model.save_pretrained(partial)
@@ -514,13 +510,6 @@ def _adapt(
     return losses, trained
 
 
-def _softmax_perplexity(place: Path, windows: Tensor) -> float:
-    device = best_device()
-    with quiet():
-        model = load_model(place, dtype=computing_dtype(device), device=device)
-    return perplexity(model, windows)
-
-
 def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
@@ -528,10 +517,9 @@ def _tuples(value: Any) -> Any:
 def _compare(model: Any, place: Path) -> None:
     """What was written must compute what was meant."""
     ids = torch.arange(16).view(1, 16) % model.config.vocab_size
-    with torch.no_grad(), quiet():
-        meant = model(input_ids=ids).logits
-        opened = load_model(place, dtype=model.dtype)(input_ids=ids).logits
-    if not torch.equal(meant, opened):
+    with torch.no_grad():
+        meant, found = (each(input_ids=ids).logits for each in (model, opened(place, model.dtype)))
+    if not torch.equal(meant, found):
         raise InputInvalid(
             "the model that was written computes something else than the one in memory",
             origin=place,

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from zeitgeist.checkpoints import resolve
 from zeitgeist.compression.drop_ranking import file_or_text
-from zeitgeist.compression.healing import quiet
 from zeitgeist.compression.hybrid_models import state_bytes
 from zeitgeist.compression.linearized_files import (
     RECORD,
@@ -25,11 +24,11 @@ from zeitgeist.compression.linearized_files import (
     is_small,
     open_base,
     open_linearized,
+    opened,
 )
 from zeitgeist.compression.measures import decode_seconds, perplexity, top1_agreement
 from zeitgeist.compression.texts import read_windows
 from zeitgeist.errors import InputInvalid
-from zeitgeist.training import load_model
 
 __all__ = ["ContextCost", "Evaluation", "break_even", "evaluate"]
 
@@ -107,8 +106,7 @@ def evaluate(
             f"the model was taught on windows of {taught} tokens and is scored on {length}",
             stacklevel=2,
         )
-    with quiet():
-        softmax = load_model(source.place, dtype=model.dtype, device=model.device)
+    softmax = opened(source.place, model.dtype)
     costs = tuple(
         ContextCost(
             context,
@@ -166,4 +164,6 @@ def read_text(place: Path, text: str | Path, length: int) -> Int64[Tensor, "n le
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True)
+    # It is cut into windows, so that its length is no reason to warn.
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     return read_windows(tokenizer, file_or_text(text), length=length)

@@ -18,12 +18,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from zeitgeist.checkpoints import Checkpoint, is_adapter, open_checkpoint, resolve
 from zeitgeist.compression.healing import quiet
 from zeitgeist.compression.hybrid_models import PREFIX, LinearizedAttention, linearize_model
 from zeitgeist.errors import InputInvalid
-from zeitgeist.training import best_device, best_dtype, load_model
+from zeitgeist.training import best_device, best_dtype
 
 RECORD, MAPS, ADAPTER = "lolcats.json", "maps.safetensors", "adapter"
 _RECIPE = (
@@ -175,20 +176,19 @@ def open_linearized(
     InputInvalid
         Not linearized, or the base or the maps are not what they should be.
     """
-    place, device = resolve(reference), best_device()
-    chosen = dtype or computing_dtype(device)
+    place = resolve(reference)
+    chosen = dtype or computing_dtype()
     if not is_small(place):
         if not _is_whole(place):
             raise InputInvalid(
                 f"{str(reference)!r} is no linearized model",
                 mend="make one: zeitgeist linearize transfer",
             )
-        with quiet():
-            return load_model(place, dtype=chosen, device=device)
+        return opened(place, chosen)
     record, source = read_record(place), base_of(place, base)
-    with quiet():
-        model = load_model(source.place, dtype=chosen, device=device)
-    model = linearize_model(model, **{name: record["recipe"][name] for name in _RECIPE})
+    model = linearize_model(
+        opened(source.place, chosen), **{name: record["recipe"][name] for name in _RECIPE}
+    )
     model.config.lolcats.update(record["recipe"])
     try:
         maps = load_file(place / MAPS)
@@ -207,9 +207,19 @@ def open_linearized(
     return model.eval()
 
 
-def computing_dtype(device: torch.device) -> torch.dtype:
-    """float32 on a processor, where maps would be rounded for little speed."""
+def computing_dtype() -> torch.dtype:
+    """float32 on a processor, where a token's time is the state's; else the device's fastest."""
+    device = best_device()
     return torch.float32 if device.type == "cpu" else best_dtype(device)
+
+
+def opened(place: Path, dtype: torch.dtype | None = None) -> Any:
+    """A transformers directory on the device; what its class keeps in float32 stays in it."""
+    with quiet():
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            place, dtype=dtype or computing_dtype(), local_files_only=True
+        )
+    return model.eval().to(best_device())
 
 
 def _folded(model: Any, adapter: Path) -> Any:
