@@ -157,7 +157,8 @@ def test_exported_whole_it_is_an_ordinary_directory(which, request, tmp_path):
     whole = export(report.out, tmp_path / "whole")
     opened = AutoModelForCausalLM.from_pretrained(whole, dtype=torch.float32)
     assert opened.config.model_type == "zeitgeist_lolcats_llama"
-    assert (logits(opened) - logits(load(report.out, dtype=torch.float32))).abs().max() < 1e-4
+    apart = (logits(opened) - logits(load(report.out, dtype=torch.float32))).abs().max()
+    assert apart == 0 if which == "taught" else apart < 0.01  # LoRA is rounded into bfloat16
     assert torch.equal(logits(load(whole)), logits(opened))
     assert AutoTokenizer.from_pretrained(whole)("the cat")["input_ids"]
     assert not list(whole.glob("*.py"))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError, Parameter
 
 import zeitgeist
-from zeitgeist.cli import drop, linearize, merge, models, report, reproduce, systems
+from zeitgeist.cli import drop, limits, linearize, merge, models, report, reproduce, systems
 from zeitgeist.errors import ZeitgeistError
 
 app = App(
@@ -23,6 +23,7 @@ app.command(models.app)
 app.command(merge.app)
 app.command(drop.app)
 app.command(linearize.app)
+app.command(limits.app)
 app.command(reproduce.reproduce)
 app.command(report.report)
 
