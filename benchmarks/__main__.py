@@ -1,6 +1,12 @@
 """``make bench``: every benchmark at its quick size."""
 
-from benchmarks import hybrid_attention, knots_factored, merge_vs_mergekit, ties_kernels
+from benchmarks import (
+    attention_transfer,
+    hybrid_attention,
+    knots_factored,
+    merge_vs_mergekit,
+    ties_kernels,
+)
 
 print("## Merging on disk against mergekit\n", flush=True)
 merge_vs_mergekit.main(["--quick"])
@@ -10,3 +16,5 @@ print("\n## KnOTS, factored against dense\n", flush=True)
 knots_factored.main(["--quick"])
 print("\n## Hybrid attention against softmax attention and its quadratic form\n", flush=True)
 hybrid_attention.main(["--quick"])
+print("\n## Attention transfer, layer by layer against all at once\n", flush=True)
+attention_transfer.main(["--quick"])

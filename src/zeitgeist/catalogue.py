@@ -102,7 +102,12 @@ AREAS: tuple[Area, ...] = (
         "many checkpoints into one, without training",
         "zeitgeist.studies.merging:STUDY",
     ),
-    Area("compression", "Compression", "the same model, cheaper"),
+    Area(
+        "compression",
+        "Compression",
+        "the same model, cheaper",
+        "zeitgeist.studies.compression:STUDY",
+    ),
 )
 
 SYSTEMS: tuple[System, ...] = (
@@ -225,6 +230,70 @@ drop("MODEL", "less", attention=4, text="calibration.txt")
             "The result opens with transformers after import zeitgeist.compression.dropped.",
         ),
         published={"attention_drop": {"samples": 256, "length": 2048}},
+    ),
+    System(
+        slug="lolcats",
+        title="LoLCATs: On Low-Rank Linearizing of Large Language Models",
+        authors="Zhang, Arora, Chalamala, Wu, Spector, Singhal, Ramesh, Re",
+        arxiv="2410.10254",
+        sections=("Featured", "Computational Enhancement"),
+        area="compression",
+        purpose="teach a softmax model linear attention: constant time and memory per token",
+        door="zeitgeist.compression.linearize:linearize",
+        command="linearize transfer",
+        example="zeitgeist linearize transfer MODEL --text text.txt -o maps",
+        configs={"lolcats": "zeitgeist.compression.linearize:LolcatsOptions"},
+        page="docs/lolcats.md",
+        study="zeitgeist.studies.lolcats:STUDY",
+        python="""\
+from zeitgeist.compression.linearize import export, finetune, linearize
+
+linearize("MODEL", "text.txt", "maps")
+finetune("maps", "text.txt", "adapted")
+export("adapted", "linear")
+""",
+        limits=(
+            "Nothing shrinks but the cost of a token: weights stay and maps are added.",
+            "Below the break-even context softmax keeps fewer bytes; the report says where it is.",
+            "Beyond the length it was taught on the sum over old keys drowns the window.",
+        ),
+        published={
+            "lolcats": {
+                "window": 64,
+                "length": 1024,
+                "batch_size": 8,
+                "learning_rate": 1e-2,
+                "mse_weight": 1000.0,
+            }
+        },
+    ),
+    System(
+        slug="subquadratic-limits",
+        title="Fundamental Limitations on Subquadratic Alternatives to Transformers",
+        authors="Alman, Yu",
+        arxiv="2410.04271",
+        sections=("Computational Enhancement",),
+        area="compression",
+        purpose="find most and least similar pairs exactly; see what cheaper mixers lose",
+        door="zeitgeist.compression.limits:most_similar_pair",
+        command="limits solve",
+        example="zeitgeist limits solve documents.txt --problem msd",
+        configs={
+            "limits": "zeitgeist.compression.limits:LimitsOptions",
+            "probe": "zeitgeist.compression.limits_probe:ProbeOptions",
+        },
+        page="docs/subquadratic-limits.md",
+        study="zeitgeist.studies.subquadratic_limits:STUDY",
+        python="""\
+from zeitgeist.compression.limits import most_similar_pair
+
+found = most_similar_pair(["cats and dogs", "stocks fell", "dogs and cats run"])
+print(found.first, found.second, found.value, found.certificate)
+""",
+        limits=(
+            "All pairs are compared: 100,000 items are 5 billion products.",
+            "The theorem is conditional, worst-case and asymptotic; no experiment tests it.",
+        ),
     ),
 )
 

@@ -14,7 +14,7 @@ vectors of length l may be only 1/(2 l^4) apart.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from math import sqrt
 from typing import Any
@@ -43,7 +43,9 @@ class LimitsOptions:
         Rows and columns at a time; a block of 2,048 takes 32 MiB.
     """
 
-    block: int = 2048
+    block: int = field(
+        default=2048, metadata={"meaning": "rows and columns at a time", "source": "ours"}
+    )
 
     def __post_init__(self) -> None:
         if self.block < 1:

@@ -16,7 +16,7 @@ mixer. Neither says anything about the worst case, which is what the theorem is 
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,10 @@ TABLES = 4
 QUANTILES = (0.5, 0.99, 0.999)
 
 
+def _told(meaning: str) -> dict[str, str]:
+    return {"meaning": meaning, "source": "ours"}
+
+
 @dataclass(frozen=True)
 class ProbeOptions:
     """What is spent, and on how many items.
@@ -47,9 +51,9 @@ class ProbeOptions:
         Of random projections.
     """
 
-    window: int = 64
-    queries: int = 1024
-    seed: int = 0
+    window: int = field(default=64, metadata=_told("others compared per item"))
+    queries: int = field(default=1024, metadata=_told("items whose nearest is looked for"))
+    seed: int = field(default=0, metadata=_told("of random projections"))
 
     def __post_init__(self) -> None:
         for name in ("window", "queries"):
