@@ -30,6 +30,9 @@ def test_score_prints_a_row_per_layer_and_draws(capsys, tiny_llama, tmp_path):
     told = json.loads(run(capsys, "score", tiny_llama, "--text", TEXT, *SHORT, "--json"))
     assert {len(values) for values in told["similarity"].values()} == {2}
     assert len(told["joint"]) == 4
+    assert told["similarity"] != told["similarity_without_first"]
+    for kind, intervals in told["rank_interval"].items():
+        assert all(low <= high for low, high in intervals), kind
 
 
 def test_apply_writes_a_model(capsys, tiny_llama, tmp_path):

@@ -59,14 +59,34 @@ def score(
         from zeitgeist.compression.drop_charts import similarity_chart
 
         write_picture(similarity_chart(table), output)
+    later = {
+        kind: [float(value) for value in found.similarity(kind, without_first=True)]
+        for kind in table
+    }
+    ranks = {kind: found.rank_interval(kind) for kind in table}
     if json:
         order = {kind: [int(i) for i in found.ranking(kind)] for kind in table}
         joint = [[kind, int(i)] for kind, i in found.joint_ranking()]
-        print(dumps({"similarity": table, "ranking": order, "joint": joint}, indent=2))
+        told = {
+            "similarity": table,
+            "similarity_without_first": later,
+            "ranking": order,
+            "rank_interval": ranks,
+            "joint": joint,
+        }
+        print(dumps(told, indent=2))
         return
-    print("layer  attention        mlp      block   (1 - similarity)")
-    for layer, row in enumerate(zip(*table.values(), strict=True)):
-        print(f"{layer:5d}" + "".join(f"{1 - value:11.5f}" for value in row))
+    print("1 - similarity of input and output, * without position 0; between which ranks (95 %)")
+    print("layer" + "".join(f"{kind:>11s}          *   ranks" for kind in table))
+    for layer in range(len(later["block"])):
+        print(
+            f"{layer:5d}"
+            + "".join(
+                f"{1 - table[kind][layer]:11.5f}{1 - later[kind][layer]:11.5f}{low:5d}-{high:<2d}"
+                for kind in table
+                for low, high in [ranks[kind][layer]]
+            )
+        )
     for kind in table:
         first = " ".join(str(int(i)) for i in found.ranking(kind)[:8])
         print(f"first to go, {kind}: {first}")
