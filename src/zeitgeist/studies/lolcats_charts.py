@@ -12,6 +12,7 @@ from zeitgeist.studies.looks_charts import (
     GREY,
     LONG,
     ORANGE,
+    PINK,
     SHORT,
     SKY,
     SOLID,
@@ -38,6 +39,7 @@ TAUGHT: Mapping[str, Look] = {
     "no window, swapped": (ORANGE, "square", SHORT),
     "no window, taught": (VERMILION, "square", SOLID),
     "window alone": (GREEN, "diamond", LONG),
+    "window and first token, taught": (PINK, "triangle-up", LONG),
 }
 
 
@@ -84,6 +86,25 @@ def figures(evidence: Evidence) -> list[Figure]:
                 _by_layer(missed),
             )
         )
+    if wide := list(_entropies(evidence)):
+        made.append(
+            Figure(
+                "entropy",
+                "What is missed against how widely softmax attends",
+                "One point per layer: squared error of attention over its variance, against "
+                "the entropy of softmax's weights, before and after teaching (window of 64).",
+                _against_entropy(wide),
+            )
+        )
+    if gates := list(summary(evidence.rows, "gamma", ["window", "layer", "head"])):
+        made.append(
+            Figure(
+                "gamma",
+                "How much the window weighs",
+                "Gamma per head and layer after teaching, mean over seeds; it starts at 0.1.",
+                _heat([gate for gate in gates if gate["window"]]),
+            )
+        )
     return made
 
 
@@ -100,8 +121,13 @@ def _missed(evidence: Evidence) -> Iterator[dict[str, Any]]:
         if point["arm"] == "kaiming":
             continue
         window = "window" if point["window"] else "no window"
-        alone = point["arm"] == "window_only"
-        series = "window alone" if alone else f"{window}, {names[point['stage']]}"
+        series = f"{window}, {names[point['stage']]}"
+        if point["arm"] == "window_only":
+            series = "window alone"
+        elif point["arm"] == "sink":
+            if point["stage"] == "before":
+                continue
+            series = "window and first token, taught"
         if point["value"] > 0:
             yield {"layer": point["layer"], "value": point["value"], "series": series}
 
@@ -122,6 +148,61 @@ def _by_layer(points: list[dict[str, Any]]) -> Layers:
     lines = base.mark_line(strokeWidth=1.5).encode(strokeDash=dash)
     marks = base.mark_point(size=30, filled=True, opacity=1).encode(shape=shape, tooltip=tips)
     return alt.layer(lines, marks).properties(width="container", height=260)
+
+
+def _entropies(evidence: Evidence) -> Iterator[dict[str, Any]]:
+    by = ["arm", "window", "layer"]
+    entropy = {
+        (point["window"], point["layer"]): point["value"]
+        for point in summary(evidence.rows, "entropy", by)
+    }
+    for point in summary(evidence.rows, "relative_mse", [*by, "stage"]):
+        at = (point["window"], point["layer"])
+        if point["arm"] == "transfer" and point["window"] and at in entropy:
+            series = "window, swapped" if point["stage"] == "before" else "window, taught"
+            yield {
+                "layer": point["layer"],
+                "entropy": entropy[at],
+                "value": point["value"],
+                "series": series,
+            }
+
+
+def _against_entropy(points: list[dict[str, Any]]) -> Any:
+    looks = {name: TAUGHT[name] for name in TAUGHT if any(p["series"] == name for p in points)}
+    colour, shape, _ = encodings("series", looks)
+    tips = [alt.Tooltip("layer:Q"), alt.Tooltip("value:Q", format=".3f")]
+    return (
+        alt.Chart(alt.InlineData(values=points))
+        .mark_point(size=40, filled=True, opacity=1)
+        .encode(
+            x=alt.X("entropy:Q", title="entropy of softmax (nats)", scale=alt.Scale(zero=False)),
+            y=alt.Y(
+                "value:Q",
+                title="squared error / variance",
+                scale=alt.Scale(type="log", nice=False, domain=_decades(points)),
+            ),
+            color=colour,
+            shape=shape,
+            tooltip=tips,
+        )
+        .properties(width="container", height=260)
+    )
+
+
+def _heat(gates: list[dict[str, Any]]) -> Any:
+    tips = [alt.Tooltip("layer:O"), alt.Tooltip("head:O"), alt.Tooltip("value:Q", format=".3f")]
+    return (
+        alt.Chart(alt.InlineData(values=gates))
+        .mark_rect()
+        .encode(
+            x=alt.X("layer:O", title="layer"),
+            y=alt.Y("head:O", title="head"),
+            color=alt.Color("value:Q", title="gamma", scale=alt.Scale(scheme="cividis")),
+            tooltip=tips,
+        )
+        .properties(width="container", height=200)
+    )
 
 
 def _decades(points: list[dict[str, Any]]) -> list[float]:
