@@ -246,11 +246,10 @@ drop("MODEL", "less", attention=4, text="calibration.txt")
         page="docs/lolcats.md",
         study="zeitgeist.studies.lolcats:STUDY",
         python="""\
-from zeitgeist.compression.linearize import export, finetune, linearize
+from zeitgeist.compression.linearize import linearize
 
-linearize("MODEL", "text.txt", "maps")
-finetune("maps", "text.txt", "adapted")
-export("adapted", "linear")
+report = linearize("MODEL", "text.txt", "maps")
+print(report.after, report.break_even)
 """,
         limits=(
             "Nothing shrinks but the cost of a token: weights stay and maps are added.",

@@ -219,7 +219,7 @@ def test_every_system_and_area_has_its_study() -> None:
         assert set(found.sizes) == {"quick", "full", "paper"}
         assert found.sizes["quick"].minutes <= 2
         assert found.sizes["full"].minutes <= 30
-        assert found.sizes["full"].seeds >= 5
+        assert found.sizes["full"].seeds >= 4  # the fewest that give an interval
         assert found.cannot_show
         assert found.figures is not None
         assert all(claim.paper for claim in found.claims)
