@@ -117,6 +117,42 @@ def test_left_padded_rows_decode_as_they_would_alone(window, kind, blocks, sinks
 
 
 @every_window
+@pytest.mark.parametrize("size", [1, 3, 5, 10])
+def test_left_padded_pieces_are_the_prompt_at_once(window, kind, blocks, sinks, size):
+    model = linearize_model(base(), window=window, kind=kind, blocks=blocks, sinks=sinks)
+    tokens, mask = ids(), torch.ones(2, 23, dtype=torch.long)
+    mask[0, :7] = 0
+    with torch.no_grad():
+        alone = model(tokens[:1, 7:], use_cache=False).logits
+        other = model(tokens[1:], use_cache=False).logits
+        parts, cache = [], None
+        for at in range(0, 23, size):
+            seen = mask[:, : at + size]
+            out = model(
+                tokens[:, at : at + size],
+                attention_mask=seen,
+                past_key_values=cache,
+                use_cache=True,
+            )
+            cache = out.past_key_values
+            parts.append(out.logits)
+    whole = torch.cat(parts, 1)
+    assert (whole[:1, 7:] - alone).abs().max() < 1e-10
+    assert (whole[1:] - other).abs().max() < 1e-10
+
+
+def test_tokens_that_are_hidden_afterwards_are_refused():
+    model = linearize_model(base(), window=4)
+    mask = torch.ones(2, 23, dtype=torch.long)
+    mask[0, 18:] = 0
+    with torch.no_grad():
+        out = model(ids(), attention_mask=mask, use_cache=True)
+        longer = torch.cat([mask, torch.ones(2, 1, dtype=torch.long)], 1)
+        with pytest.raises(InputInvalid, match="pad on the left"):
+            model(ids()[:, :1], attention_mask=longer, past_key_values=out.past_key_values)
+
+
+@every_window
 def test_generation_with_a_cache_is_generation_without(window, kind, blocks, sinks):
     model = linearize_model(base(), window=window, kind=kind, blocks=blocks, sinks=sinks)
     how = {"max_new_tokens": 9, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
@@ -217,6 +253,11 @@ def test_lessons_are_what_the_base_itself_attends(family, reach):
     for hook in hooks:
         hook.remove()
     found = [lesson.y for _, lesson in lessons(linearize_model(model, window=4), ids())]
+    if reach is None:  # through a layer that stays softmax, in plain attention
+        model.set_attn_implementation("eager")
+        some = linearize_model(model, window=4, layers=[1])
+        # plain attention takes its softmax in float32
+        assert (next(lessons(some, ids()))[1].y - found[1]).abs().max() < 1e-6
     for mine, theirs in zip(found, seen, strict=True):
         assert (mine.transpose(1, 2).flatten(2) - theirs).abs().max() < 1e-10
 

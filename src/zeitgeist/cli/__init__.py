@@ -6,7 +6,17 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError, Parameter
 
 import zeitgeist
-from zeitgeist.cli import drop, limits, linearize, merge, models, report, reproduce, systems
+from zeitgeist.cli import (
+    drop,
+    inspect,
+    limits,
+    linearize,
+    merge,
+    models,
+    report,
+    reproduce,
+    systems,
+)
 from zeitgeist.errors import ZeitgeistError
 
 app = App(
@@ -24,6 +34,7 @@ app.command(merge.app)
 app.command(drop.app)
 app.command(linearize.app)
 app.command(limits.app)
+app.command(inspect.app)
 app.command(reproduce.reproduce)
 app.command(report.report)
 

@@ -339,9 +339,11 @@ def _forward(
             past_key_values=past_key_values,
             position_ids=position_ids,
         )
-    tokens = None
+    tokens, places = None, position_ids
     if attention_mask is not None and not bool(attention_mask.all()):
         tokens = attention_mask[:, -length:].bool()
+        if seen:
+            places = _left_padded(attention_mask.bool(), length)
     embeddings = self.rotary_emb(hidden, position_ids=position_ids)
     states = [hidden]
     for layer in self.layers:
@@ -350,7 +352,7 @@ def _forward(
             hidden,
             attention_mask=tokens if linear else square,
             position_embeddings=embeddings,
-            position_ids=position_ids,
+            position_ids=places if linear else position_ids,
             past_key_values=past_key_values,
             use_cache=use_cache,
             **kwargs,
@@ -363,6 +365,17 @@ def _forward(
     return BaseModelOutputWithPast(
         last_hidden_state=hidden, past_key_values=past_key_values, hidden_states=shown
     )
+
+
+def _left_padded(mask: Bool[Tensor, "b m"], length: int) -> Int[Tensor, "b n"]:
+    """Positions of the last tokens behind a cache, negative in the padding before a row."""
+    if bool((mask[:, :-1] & ~mask[:, 1:]).any()):
+        raise InputInvalid(
+            "the attention mask hides tokens behind others, and a state cannot forget them",
+            mend="pad on the left",
+        )
+    places = torch.arange(mask.shape[1], device=mask.device) - (~mask).sum(1, keepdim=True)
+    return places[:, -length:]
 
 
 def _register(name: str, config: Any, model: Any, causal: Any) -> tuple[Any, Any, Any]:

@@ -11,6 +11,7 @@ so the sum falls apart into one loss per layer: training each alone from its own
 training all at once, and only one layer's are held beside the hidden states.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -50,6 +51,7 @@ class TransferOptions:
         Of the cross-entropy between attention weights, 0; 1 for their 405B. It takes n x n memory.
     patience, factor, least
         The rate is multiplied by .1 after 10 evaluations without progress, down to 1e-5 (theirs).
+        A layer is scored `EVALUATIONS` times, so that this takes a smaller patience than theirs.
     seed
         Of the order of windows.
     """
@@ -147,8 +149,13 @@ def lessons(model: Any, windows: Int[Tensor, "b n"]) -> Iterator[tuple[int, Less
                 taken.append((q, k, v, y))
                 mixed = attention.o_proj(y.transpose(1, 2).flatten(2))
             else:
+                least = torch.finfo(hidden.dtype).min
+                later = torch.zeros_like(behind, dtype=hidden.dtype).masked_fill(behind < 0, least)
                 mixed, _ = attention(
-                    normed, position_embeddings=embeddings, attention_mask=None, position_ids=places
+                    normed,
+                    position_embeddings=embeddings,
+                    attention_mask=later[None, None],
+                    position_ids=places,
                 )
             hidden = hidden + mixed
             pieces[at] = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
@@ -242,6 +249,11 @@ def transfer_attention(
                 lesson.rows(slice(len(windows), None)),
             )
             before, after = teach_layer(attention, taught, scored, chosen)
+            if math.isnan(before):
+                raise InputInvalid(
+                    f"attention of layer {index} is no number on this text",
+                    mend="check the model's weights",
+                )
             known = {
                 "before": before,
                 "after": after,
@@ -291,7 +303,8 @@ def relative_error(attention: LinearizedAttention, lesson: Lesson) -> float:
         for row in range(len(lesson.q))
         for one in [lesson.rows([row])]
     ]
-    return float(torch.stack(errors).mean() / lesson.y.float().var(correction=0))
+    error, variance = torch.stack(errors).mean(), lesson.y.float().var(correction=0)
+    return 0.0 if error == 0 else float(error / variance)
 
 
 def answer(attention: LinearizedAttention, lesson: Lesson) -> Float[Tensor, "b h n d"]:
