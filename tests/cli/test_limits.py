@@ -22,6 +22,9 @@ def files(tmp_path, monkeypatch):
     (tmp_path / "texts.txt").write_text("the cat sat\na dog ran\nthe cat sat down\n")
     (tmp_path / "words.md").write_text("the cat")
     (tmp_path / "broken.npy").write_bytes(b"no array")
+    (tmp_path / "there.png").write_bytes(b"mine")
+    (tmp_path / "empty.npy").write_bytes(b"")
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "x.npz").read_bytes()[:50])
 
 
 def run(capsys, *words):
@@ -74,6 +77,11 @@ def test_probe_prints_who_finds_the_nearest(capsys):
         (["curve", "--sizes", "64;128"], "--sizes '64;128'"),
         (["curve", "--sizes", "64", "--mixers", "magic"], "no mixer 'magic'"),
         (["curve", "-o", "curve.gif"], "curve.gif"),
+        (["curve", "-o", "there.png"], "already there"),
+        (["curve", "-o", "x.npy/curve.png"], "lies in a file"),
+        (["curve", "--repeats", "0"], "--repeats is 0"),
+        (["solve", "cut.npz"], "cannot be read"),
+        (["solve", "empty.npy"], "cannot be read"),
         (["probe", "x.npy", "--window", "0"], "window is 0"),
         (["probe", "texts.txt"], "no vectors"),
     ],

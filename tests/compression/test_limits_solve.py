@@ -154,11 +154,42 @@ def test_a_threshold_is_decided(threshold, exists):
         (("ov", 2 * np.eye(2)), "other than zeros and ones"),
         (("msd", ["a b", "b"], np.eye(2)), "documents and vectors"),
         (("msd", ["...", "!"]), "hold no words"),
+        (("msd", "one text"), "one text has no pairs"),
+        (("msd", ["a b", 3]), "3 is no document"),
+        (("msd", np.array([[1j, 1], [1, 1]])), "real numbers"),
     ],
 )
 def test_what_is_no_problem_is_told(arguments, told):
     with pytest.raises(InputInvalid, match=told):
         solve(*arguments)
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e-7, 1e7, 1e200])
+def test_a_scale_changes_nothing(scale):
+    x = np.random.default_rng(0).normal(size=(50, 8))
+    for problem in ("msd", "lsd", *(("max-ip", "min-ip") if 1e-100 < scale < 1e100 else ())):
+        plain, scaled = solve(problem, x), solve(problem, scale * x)
+        assert (scaled.first, scaled.second) == (plain.first, plain.second)
+        assert scaled.certificate.ties == 1
+        size = 1 if problem in ("msd", "lsd") else scale**2
+        assert scaled.certificate.next_value == pytest.approx(size * plain.certificate.next_value)
+
+
+def test_tensors_and_mixed_kinds_are_taken():
+    x = np.random.default_rng(0).integers(0, 2, size=(20, 6))
+    x[:, 0] = 1
+    expected = solve("lsd", x, x[:7])
+    assert solve("lsd", torch.from_numpy(x).bfloat16(), x[:7]) == expected
+    assert solve("lsd", x, sparse.csr_matrix(x[:7])) == expected
+    assert solve("lsd", sparse.coo_array(x), x[:7]) == expected
+
+
+@pytest.mark.parametrize("threshold", [float("nan"), float("inf")])
+def test_thresholds_that_are_none_are_told(threshold):
+    with pytest.raises(InputInvalid, match="a threshold of"):
+        solve("msd", np.eye(2), threshold=threshold)
+    with pytest.raises(InputInvalid, match="ov has none"):
+        solve("ov", np.eye(2), threshold=1.0)
 
 
 def test_modes_and_blocks_that_mean_nothing_are_told():
@@ -184,8 +215,9 @@ def test_the_probe_finds_what_is_near_in_order_and_what_stands_out():
 
 def test_the_probe_gives_every_mixer_about_the_same_to_do():
     x = np.random.default_rng(0).normal(size=(256, 32))
-    operations = probe(x, ProbeOptions(window=64)).operations
-    assert max(operations.values()) < 2 * min(operations.values())
+    for window in (64, 5000):
+        operations = probe(x, ProbeOptions(window=window)).operations
+        assert max(operations.values()) < 3 * min(operations.values())
 
 
 @pytest.mark.parametrize(

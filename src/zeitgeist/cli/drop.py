@@ -11,6 +11,8 @@ from zeitgeist.cli.pictures import check_picture, write_picture
 
 if TYPE_CHECKING:
     from zeitgeist.compression.drop_ranking import DropOptions
+    from zeitgeist.compression.drop_sweep import SweepRow
+    from zeitgeist.compression.layer_scores import LayerScores
     from zeitgeist.training import LoraSettings
 
 app = App(name="drop", help="Take out attention layers that a model hardly needs, no training.")
@@ -55,10 +57,6 @@ def score(
         kind: [float(value) for value in found.similarity(kind)]
         for kind in ("attention", "mlp", "block")
     }
-    if output is not None:
-        from zeitgeist.compression.drop_charts import similarity_chart
-
-        write_picture(similarity_chart(table), output)
     later = {
         kind: [float(value) for value in found.similarity(kind, without_first=True)]
         for kind in table
@@ -75,23 +73,12 @@ def score(
             "joint": joint,
         }
         print(dumps(told, indent=2))
-        return
-    print("1 - similarity of input and output, * without position 0; between which ranks (95 %)")
-    print("layer" + "".join(f"{kind:>11s}          *   ranks" for kind in table))
-    for layer in range(len(later["block"])):
-        print(
-            f"{layer:5d}"
-            + "".join(
-                f"{1 - table[kind][layer]:11.5f}{1 - later[kind][layer]:11.5f}{low:5d}-{high:<2d}"
-                for kind in table
-                for low, high in [ranks[kind][layer]]
-            )
-        )
-    for kind in table:
-        first = " ".join(str(int(i)) for i in found.ranking(kind)[:8])
-        print(f"first to go, {kind}: {first}")
+    else:
+        _tell_scores(found, table, later, ranks)
     if output is not None:
-        print(output)
+        from zeitgeist.compression.drop_charts import similarity_chart
+
+        write_picture(similarity_chart(table), output)
 
 
 @app.command
@@ -256,13 +243,17 @@ def sweep(
         heal=_lora(heal),
     )
     best = pareto(rows)
+    if json:
+        print(dumps([{**asdict(row), "pareto": row in best} for row in rows], indent=2))
+    else:
+        _tell_rows(rows, best)
     if output is not None:
         from zeitgeist.compression.drop_charts import pareto_chart
 
         write_picture(pareto_chart(rows), output)
-    if json:
-        print(dumps([{**asdict(row), "pareto": row in best} for row in rows], indent=2))
-        return
+
+
+def _tell_rows(rows: "list[SweepRow]", best: "list[SweepRow]") -> None:
     print(
         f"{'dropped':14s} {'perplexity':>10s} {'top-1':>6s} {'prefill/s':>10s} {'decode/s':>9s} "
         f"{'cache B/token':>13s} {'parameters':>13s}"
@@ -276,8 +267,28 @@ def sweep(
             f"{row.decode:9.1f} {row.kv_bytes:13,} {row.parameters:13,}{star}{healed}"
         )
     print("* no other row is better in both perplexity and decoding speed")
-    if output is not None:
-        print(output)
+
+
+def _tell_scores(
+    found: "LayerScores",
+    table: dict[str, list[float]],
+    later: dict[str, list[float]],
+    ranks: dict[str, list[tuple[int, int]]],
+) -> None:
+    print("1 - similarity of input and output, * without position 0; between which ranks (95 %)")
+    print("layer" + "".join(f"{kind:>11s}          *   ranks" for kind in table))
+    for layer in range(len(later["block"])):
+        print(
+            f"{layer:5d}"
+            + "".join(
+                f"{1 - table[kind][layer]:11.5f}{1 - later[kind][layer]:11.5f}{low:5d}-{high:<2d}"
+                for kind in table
+                for low, high in [ranks[kind][layer]]
+            )
+        )
+    for kind in table:
+        first = " ".join(str(int(i)) for i in found.ranking(kind)[:8])
+        print(f"first to go, {kind}: {first}")
 
 
 def _options(

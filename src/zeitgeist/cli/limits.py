@@ -4,6 +4,7 @@ from dataclasses import asdict
 from json import dumps
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from zipfile import BadZipFile
 
 from cyclopts import App, Parameter
 
@@ -148,27 +149,22 @@ def curve(
     words = sizes.split(",")
     if not all(word.isdecimal() for word in words):
         raise InputInvalid(f"--sizes {sizes!r} are no numbers", mend="such as 512,1024")
+    if repeats < 1:
+        raise InputInvalid(f"--repeats is {repeats}", mend="give at least 1")
     check_picture(output)
-    from zeitgeist.compression.limits_curve import exponent, measure_curve
+    from zeitgeist.compression.limits_curve import measure_curve
 
     names = mixers.split(",")
     numbers = sorted({int(word) for word in words})
     rows = measure_curve(names, numbers, length=length, seed=seed, repeats=repeats)
+    if json:
+        print(dumps(rows, indent=2))
+    else:
+        _tell_curve(rows, names, numbers)
     if output is not None:
         from zeitgeist.compression.limits_charts import curve_chart
 
         write_picture(curve_chart(rows), output)
-    if json:
-        print(dumps(rows, indent=2))
-        return
-    print(f"{'mixer':10s} " + " ".join(f"{n:>10,d}" for n in numbers) + "   exponent  found")
-    for name in names:
-        own = [row for row in rows if row["mixer"] == name]
-        slope = "-" if len(own) < 2 else f"{exponent(numbers, [r['seconds'] for r in own]):.2f}"
-        times = " ".join(f"{row['seconds']:10.2e}" for row in own)
-        print(f"{name:10s} {times} {slope:>10s} {sum(r['recall'] for r in own):4.0f}/{len(own)}")
-    if output is not None:
-        print(output)
 
 
 @app.command
@@ -215,6 +211,17 @@ def probe(
     print(f"the numbers read are {found.load:.1f} times those of linear attention's state")
 
 
+def _tell_curve(rows: list[dict[str, Any]], names: list[str], numbers: list[int]) -> None:
+    from zeitgeist.compression.limits_curve import exponent
+
+    print(f"{'mixer':10s} " + " ".join(f"{n:>10,d}" for n in numbers) + "   exponent  found")
+    for name in names:
+        own = [row for row in rows if row["mixer"] == name]
+        slope = "-" if len(own) < 2 else f"{exponent(numbers, [r['seconds'] for r in own]):.2f}"
+        times = " ".join(f"{row['seconds']:10.2e}" for row in own)
+        print(f"{name:10s} {times} {slope:>10s} {sum(r['recall'] for r in own):4.0f}/{len(own)}")
+
+
 def _items(path: Path) -> Any:
     """What a file holds: vectors, or documents one per line."""
     import numpy as np
@@ -230,9 +237,10 @@ def _items(path: Path) -> Any:
                 from scipy import sparse
             except ImportError:
                 raise ExtraMissing.named("studies", "reading a sparse matrix") from None
-            return sparse.load_npz(path)
+            with path.open("rb") as file:
+                return sparse.load_npz(file)
         if path.suffix == ".txt":
             return path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise InputInvalid(f"cannot be read: {error}", origin=path, mend="see --help") from error
     raise InputInvalid(wrong, origin=path, mend="give .npy, .npz or .txt")

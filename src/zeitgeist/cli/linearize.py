@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 from json import dumps
+from os import environ
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,6 +12,7 @@ from zeitgeist.cli.pictures import check_picture, write_picture
 
 if TYPE_CHECKING:
     from zeitgeist.compression.linearize import LinearizedReport
+    from zeitgeist.compression.linearize_costs import Evaluation
 
 app = App(name="linearize", help="Make a softmax model linear: constant cost per token.")
 
@@ -95,7 +97,7 @@ def transfer(
     json
         Print a machine-readable report.
     """
-    check_picture(picture)
+    check_picture(picture, overwrite=overwrite)
     chosen = _layers(layers)
     from zeitgeist.compression.linearize import LolcatsOptions, linearize
 
@@ -118,11 +120,11 @@ def transfer(
         seed=seed,
     )
     report = linearize(model, text, output, options=options, overwrite=overwrite)
+    _tell(report, json)
     if picture is not None:
         from zeitgeist.compression.linearize_charts import teaching_chart
 
         write_picture(teaching_chart(report), picture)
-    _tell(report, json)
 
 
 @app.command
@@ -254,26 +256,11 @@ def evaluate(
         contexts=[int(word) for word in contexts.split(",")],
         base=base,
     )
+    _tell_costs(found, json)
     if picture is not None:
         from zeitgeist.compression.linearize_charts import costs_chart
 
         write_picture(costs_chart(found), picture)
-    if json:
-        print(dumps(asdict(found), indent=2))
-        return
-    print(
-        f"perplexity  {found.perplexity_softmax:.4g} softmax -> {found.perplexity:.4g} linearized"
-    )
-    print(f"same likeliest next token  {found.top1:.1%}")
-    print(
-        f"{'context':>9s} {'ms/token':>10s} {'softmax':>10s} {'bytes kept':>14s} {'softmax':>14s}"
-    )
-    for cost in found.costs:
-        print(
-            f"{cost.context:9,d} {1e3 * cost.seconds:10.1f} {1e3 * cost.seconds_softmax:10.1f} "
-            f"{cost.bytes:14,d} {cost.bytes_softmax:14,d}"
-        )
-    _tell_break_even(found.break_even)
 
 
 @app.command
@@ -304,6 +291,8 @@ def export(
 
 
 def _tell(report: "LinearizedReport", json: bool) -> None:
+    if int(environ.get("RANK", "0")):
+        return  # one of several processes tells
     if json:
         print(dumps(asdict(report), indent=2))
         return
@@ -321,6 +310,25 @@ def _tell(report: "LinearizedReport", json: bool) -> None:
     print(report.out)
 
 
+def _tell_costs(found: "Evaluation", json: bool) -> None:
+    if json:
+        print(dumps(asdict(found), indent=2))
+        return
+    print(
+        f"perplexity  {found.perplexity_softmax:.4g} softmax -> {found.perplexity:.4g} linearized"
+    )
+    print(f"same likeliest next token  {found.top1:.1%}")
+    print(
+        f"{'context':>9s} {'ms/token':>10s} {'softmax':>10s} {'bytes kept':>14s} {'softmax':>14s}"
+    )
+    for cost in found.costs:
+        print(
+            f"{cost.context:9,d} {1e3 * cost.seconds:10.1f} {1e3 * cost.seconds_softmax:10.1f} "
+            f"{cost.bytes:14,d} {cost.bytes_softmax:14,d}"
+        )
+    _tell_break_even(found.break_even)
+
+
 def _tell_break_even(tokens: int | None) -> None:
     least = "at no length" if tokens is None else f"from {tokens:,} tokens on"
     print(f"keeps less than softmax {least}")
@@ -332,7 +340,10 @@ def _layers(words: str) -> tuple[int, ...] | None:
     found: list[int] = []
     for word in filter(None, words.split(",")):
         first, dash, last = word.partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
+        whole = first.isdecimal() and (not dash or last.isdecimal())
+        if not whole or int(last or first) < int(first):
             raise InputInvalid(f"--layers {word!r} is no layer", mend="such as 0,1,5-9")
         found += range(int(first), int(last or first) + 1)
+    if words and not found:
+        raise InputInvalid(f"--layers {words!r} names no layer", mend="such as 0,1,5-9")
     return tuple(found) or None

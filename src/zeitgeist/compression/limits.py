@@ -28,7 +28,8 @@ __all__ = ["PROBLEMS", "Answer", "Certificate", "LimitsOptions", "most_similar_p
 
 PROBLEMS = ("msd", "lsd", "max-ip", "min-ip", "ov")
 NEAR = 1e-12
-"""Values closer than this are told apart as fractions, or are ties."""
+"""Cosines closer than this (inner products: times the longest vectors) are told apart as fractions,
+or are ties."""
 HELD = 1_000_000
 """Ties that are held; further ones are only counted."""
 
@@ -165,9 +166,17 @@ def solve(
     """
     if problem not in PROBLEMS:
         raise InputInvalid(f"there is no problem {problem!r}", mend=did_you_mean(problem, PROBLEMS))
+    if threshold is not None and (problem == "ov" or not np.isfinite(threshold)):
+        raise InputInvalid(
+            f"a threshold of {threshold} for {problem}",
+            mend="ov has none" if problem == "ov" else "give a number",
+        )
     chosen = options or LimitsOptions()
     a, b = _vectors(items, other)
     cosine = problem in ("msd", "lsd")
+    whole = _whole(a) and _whole(b)
+    if cosine and not whole:  # squares of very large and very small numbers are none
+        a, b = levelled(a), levelled(b)
     norms = [squared_norms(x) for x in (a, b)]
     for name, squares in zip(("the items", "the other items"), norms, strict=True):
         if cosine and not squares.all():
@@ -179,7 +188,7 @@ def solve(
         raise InputInvalid("the vectors hold other than zeros and ones", mend="or ask for min-ip")
     sign = -1.0 if problem in ("lsd", "min-ip", "ov") else 1.0
     scales = [1 / np.sqrt(squares) if cosine else None for squares in norms]
-    whole = _whole(a) and _whole(b)
+    reach = NEAR if cosine else NEAR * sqrt(norms[0].max() * norms[1].max())
     best, seen = -np.inf, 0
     kept: list[np.ndarray] = []
     runner_up, dropped = -np.inf, 0
@@ -187,10 +196,10 @@ def solve(
         values = np.where(np.isnan(values), -np.inf, sign * values)
         seen += int(np.isfinite(values).sum())
         top = float(values.max())
-        if top > best + NEAR:
+        if top > best + reach:
             runner_up, kept, dropped = max(runner_up, best), [], 0
         best = max(best, top)
-        near = values >= best - NEAR
+        near = values >= best - reach
         runner_up = max(runner_up, float(values.max(where=~near, initial=-np.inf)))
         if top > -np.inf and near.any():
             found = np.argwhere(near) + np.array([rows, columns])
@@ -206,7 +215,7 @@ def solve(
     next_value = sign * max(apart) if apart else None
     exists = value == 0 if problem == "ov" else None
     if threshold is not None:
-        exists = bool(sign * value >= sign * threshold - (0 if whole and not cosine else NEAR))
+        exists = bool(sign * value >= sign * threshold - (0 if whole and not cosine else reach))
     proof = Certificate(seen, len(pairs) + dropped, next_value, fraction, whole and not dropped)
     return Answer(problem, first, other_one, float(value), exists, proof)
 
@@ -274,6 +283,8 @@ def _value(fraction: Fraction, cosine: bool) -> float:
 
 def _vectors(items: Any, other: Any) -> tuple[Any, Any]:
     """Both sets as float64, dense or sparse; the first twice where there is no other."""
+    if isinstance(items, str) or isinstance(other, str):
+        raise InputInvalid("one text has no pairs", mend="give a list of documents")
     words = [
         isinstance(x, Sequence) and len(x) > 0 and isinstance(x[0], str) for x in (items, other)
     ]
@@ -283,6 +294,10 @@ def _vectors(items: Any, other: Any) -> tuple[Any, Any]:
         return _keywords(items, other)
     a = as_matrix(items, "the items")
     b = a if other is None else as_matrix(other, "the other items")
+    if hasattr(a, "tocsr") != hasattr(b, "tocsr"):
+        from scipy.sparse import csr_array
+
+        a, b = csr_array(a), csr_array(b)
     if a.shape[1] != b.shape[1]:
         raise InputInvalid(
             f"the items have length {a.shape[1]} and the others {b.shape[1]}",
@@ -299,16 +314,23 @@ def _vectors(items: Any, other: Any) -> tuple[Any, Any]:
 def as_matrix(x: Any, name: str) -> Any:
     """Vectors as float64, dense or sparse; anything else is refused by name."""
     if hasattr(x, "tocsr"):
-        found = x.tocsr().astype(np.float64)
-        values = found.data
+        from scipy.sparse import csr_array
+
+        found = csr_array(x)
     else:
-        x = x.detach().cpu().numpy() if hasattr(x, "detach") else x
+        if hasattr(x, "detach"):
+            x = x.detach().cpu()
+            x = (x if x.is_complex() else x.double()).numpy()
         try:
-            found = values = np.asarray(x, dtype=np.float64)
+            found = np.asarray(x)
         except (TypeError, ValueError) as error:
             raise InputInvalid(
                 f"{name} are no vectors: {error}", mend="give n x l numbers"
             ) from error
+    if found.dtype.kind not in "biuf":
+        raise InputInvalid(f"{name} are no vectors of real numbers", mend="give n x l of them")
+    found = found.astype(np.float64)
+    values = found.data if hasattr(found, "tocsr") else found
     if found.ndim != 2 or found.shape[1] == 0:
         raise InputInvalid(f"{name} have shape {found.shape}", mend="give n vectors of length l")
     if not np.isfinite(values).all():
@@ -321,6 +343,9 @@ def _keywords(items: Sequence[str], other: Sequence[str] | None) -> tuple[Any, A
         from sklearn.feature_extraction.text import CountVectorizer
     except ImportError:
         raise ExtraMissing.named("studies", "comparing documents") from None
+    for text in [*items, *(other or ())]:
+        if not isinstance(text, str):
+            raise InputInvalid(f"{text!r} is no document", mend="give strings")
     vectorizer = CountVectorizer(binary=True, token_pattern=r"(?u)\b\w+\b")
     try:
         vectorizer.fit([*items, *(other or ())])
@@ -336,6 +361,15 @@ def squared_norms(x: Any) -> Float[np.ndarray, " n"]:
     return np.asarray(squared.sum(axis=1)).ravel()
 
 
+def levelled(x: Any) -> Any:
+    """Each vector over its largest entry; zero vectors stay."""
+    if hasattr(x, "tocsr"):
+        peak = np.asarray(abs(x).max(axis=1).toarray()).ravel()
+        return (x.T / np.where(peak == 0, 1.0, peak)).T.tocsr()
+    peak = np.abs(x).max(axis=1, keepdims=True)
+    return x / np.where(peak == 0, 1.0, peak)
+
+
 def _stored(x: Any) -> np.ndarray:
     values: np.ndarray = x.data if hasattr(x, "tocsr") else x
     return values
@@ -349,4 +383,4 @@ def _whole(x: Any) -> bool:
     """Whether all are whole numbers whose products and sums are exact."""
     values = _stored(x)
     largest = float(np.abs(values).max(initial=0.0))
-    return bool((values == np.rint(values)).all()) and x.shape[1] * largest**2 < 2**31
+    return bool((values == np.rint(values)).all()) and largest < sqrt(2**31 / x.shape[1])

@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from zeitgeist.compression.limits import as_matrix, squared_norms
+from zeitgeist.compression.limits import as_matrix, levelled, squared_norms
 from zeitgeist.errors import InputInvalid
 
 __all__ = ["Probe", "ProbeOptions", "probe"]
@@ -109,7 +109,7 @@ def probe(vectors: Any, options: ProbeOptions | None = None) -> Probe:
     (1.0, True)
     """
     chosen = options or ProbeOptions()
-    given = as_matrix(vectors, "the vectors")
+    given = levelled(as_matrix(vectors, "the vectors"))
     if given.shape[0] < 3:
         raise InputInvalid(f"there are {given.shape[0]} vectors", mend="give three or more")
     squares = squared_norms(given)
@@ -120,6 +120,7 @@ def probe(vectors: Any, options: ProbeOptions | None = None) -> Probe:
     dense = np.asarray(given.toarray() if hasattr(given, "toarray") else given)
     x = torch.from_numpy(dense / np.sqrt(squares)[:, None]).float()
     n, length = x.shape
+    window = min(chosen.window, n - 1)
     asked = torch.arange(min(chosen.queries, n)) * n // min(chosen.queries, n)
     products = (x[asked] @ x.T).double()
     rows = torch.arange(len(asked))
@@ -131,11 +132,11 @@ def probe(vectors: Any, options: ProbeOptions | None = None) -> Probe:
     generator = torch.Generator().manual_seed(chosen.seed)
     recall, operations = {}, {}
     for name, (find, cost) in MIXERS.items():
-        found = find(x, asked, chosen.window, generator)
+        found = find(x, asked, window, generator)
         value = products[rows, found]
         recall[name] = float((value >= top[:, 0] - 1e-6).double().mean())
-        operations[name] = cost(n, length, chosen.window)
-    features = _features(length, chosen.window)
+        operations[name] = cost(n, length, window)
+    features = _features(length, window)
     return Probe(
         n,
         length,
