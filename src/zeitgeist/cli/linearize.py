@@ -304,7 +304,10 @@ def _tell(report: "LinearizedReport", json: bool) -> None:
         f"perplexity  {report.perplexity_softmax:.4g} softmax -> {report.perplexity:.4g} linearized"
     )
     print(f"trained  {report.trained:,} of {report.parameters:,} parameters")
-    print(f"kept  {report.state_bytes:,} bytes per sequence; softmax {report.kv_bytes:,} per token")
+    print(
+        f"kept  {report.state_bytes:,} bytes when the window has filled; "
+        f"softmax {report.kv_bytes:,} per token"
+    )
     _tell_break_even(report.break_even)
     print("nothing shrinks but the cost of a token: the base's weights stay and maps are added")
     print(report.out)

@@ -14,6 +14,7 @@ import hashlib
 import json
 import math
 import shutil
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -27,7 +28,9 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from zeitgeist.checkpoints import check_output, model_card, new_directory, resolve, versions
-from zeitgeist.compression.healing import as_examples, quiet
+from zeitgeist.compression.feature_maps import FeatureMap
+from zeitgeist.compression.healing import quiet
+from zeitgeist.compression.hybrid_attention import check_window
 from zeitgeist.compression.hybrid_models import FAMILIES, linearize_model
 from zeitgeist.compression.linearize_costs import read_text, sizes
 from zeitgeist.compression.linearized_files import (
@@ -128,6 +131,14 @@ class LolcatsOptions:
                 raise InputInvalid(
                     f"{name} is {getattr(self, name)}", mend=f"give at least {least}"
                 )
+        check_window(self.window, self.kind, self.blocks, self.sinks)
+        FeatureMap(self.feature_map, 1, 1, 1 if self.feature_dim is None else self.feature_dim)
+        if not self.learning_rate > 0 or self.mse_weight < 0 or self.xent_weight < 0:
+            raise InputInvalid(
+                f"the learning rate is {self.learning_rate}, the weights {self.mse_weight} and "
+                f"{self.xent_weight}",
+                mend="give a positive rate and weights of 0 or more",
+            )
         self.teaching()
 
     def teaching(self) -> TransferOptions:
@@ -240,6 +251,12 @@ def linearize(
             origin=base.place,
             mend=f"give one of {', '.join(FAMILIES)}",
         )
+    depth = int(base.checkpoint.config["num_hidden_layers"])
+    if not set(chosen.layers or range(depth)) <= set(range(depth)):
+        raise InputInvalid(
+            f"the layers to convert are {[*(chosen.layers or ())]}",
+            mend=f"give some of 0 to {depth - 1}",
+        )
     check_output(target, overwrite=overwrite, inputs=[base.place], replaces=REPLACES)
     windows, validation = _windows(base.place, text, chosen.length, chosen)
     softmax = opened(base.place)
@@ -247,7 +264,8 @@ def linearize(
     model = linearize_model(softmax, **chosen.recipe(), seed=chosen.seed)
     model.config.lolcats["taught_length"] = chosen.length
     read = hashlib.sha256(torch.cat([windows, validation]).numpy().tobytes()).hexdigest()
-    key = repr((asdict(chosen), sorted(base.hashes.items()), read))
+    where = (str(model.dtype), model.device.type)
+    key = repr((asdict(chosen), sorted(base.hashes.items()), read, where))
     kept = LayerFiles(target.with_name(f".{target.name}.layers"), key)
     found = transfer_attention(
         model, windows, validation, options=chosen.teaching(), ledger=kept, progress=progress
@@ -326,11 +344,19 @@ def finetune(
         the text is too short.
     OutputExists
         ``out`` is there and ``overwrite`` is false.
+
+    Notes
+    -----
+    With several processes each learns from its own windows and the first writes.
     """
     target, started = Path(out), time.monotonic()
     chosen = settings or LoraSettings(steps=200, batch_size=8, learning_rate=1e-4)
     if not all(map(find_spec, ("peft", "accelerate"))):
         raise ExtraMissing.named("training", "fine-tuning")
+    if not chosen.learning_rate > 0:
+        raise InputInvalid(
+            f"the learning rate is {chosen.learning_rate}", mend="give a positive one"
+        )
     place = resolve(reference)
     if not is_small(place):
         raise InputInvalid(
@@ -344,7 +370,7 @@ def finetune(
     model = open_linearized(place, base=base, adapted=False)
     taught = record["transfer"]
     with TemporaryDirectory() as work:
-        losses, trained = _adapt(model, train, Path(work) / "adapter", chosen, progress)
+        losses, trained, first = _adapt(model, train, Path(work) / "adapter", chosen, progress)
         report = LinearizedReport(
             **{
                 **{name: _tuples(value) for name, value in taught.items()},
@@ -357,6 +383,8 @@ def finetune(
                 "losses": losses,
             }
         )
+        if not first:  # one of several processes writes
+            return report
         kept = {name: record[name] for name in ("options", "transfer")}
         facts = {
             **kept,
@@ -439,7 +467,8 @@ def export(
     record, source = read_record(place), base_of(place, base)
     check_output(target, overwrite=overwrite, inputs=[place, source.place])
     model = open_linearized(place, base=base, dtype=torch.float32)
-    stored = getattr(torch, str(source.checkpoint.config.get("dtype")), None)
+    config = source.checkpoint.config
+    stored = getattr(torch, str(config.get("dtype") or config.get("torch_dtype")), None)
     kept = learned(model)
     for name, parameter in model.named_parameters():  # maps stay as they were learned
         if name not in kept and isinstance(stored, torch.dtype):
@@ -486,12 +515,16 @@ def _told_layers(values: Sequence[float]) -> tuple[float | None, ...]:
 
 def _adapt(
     model: Any, windows: Tensor, out: Path, settings: LoraSettings, progress: bool | None
-) -> tuple[tuple[float, ...], int]:
-    """Train LoRA in place and fold it in; the losses, and how much was trained."""
+) -> tuple[tuple[float, ...], int, bool]:
+    """Train LoRA in place and fold it in.
+
+    The losses, how much was trained, and whether this process is the one that writes.
+    """
     from peft import LoraConfig, get_peft_model
+    from transformers import PrinterCallback, Trainer, TrainingArguments, default_data_collator
 
     from zeitgeist.training.models import peft_warnings
-    from zeitgeist.training.trainer import seeded, train_answers
+    from zeitgeist.training.trainer import seeded
 
     config = LoraConfig(
         task_type="CAUSAL_LM",
@@ -499,15 +532,46 @@ def _adapt(
         lora_alpha=settings.alpha,
         target_modules=PROJECTIONS,
     )
-    with seeded(settings.seed), peft_warnings():
+    shown = sys.stderr.isatty() if progress is None else progress
+    with seeded(settings.seed), peft_warnings(), TemporaryDirectory() as work:
         adapted = get_peft_model(model, config)
         trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
-        losses = train_answers(
-            adapted, as_examples(windows), settings, title="finetune", progress=progress
+        arguments = TrainingArguments(
+            output_dir=work,
+            max_steps=settings.steps,
+            per_device_train_batch_size=settings.batch_size,
+            learning_rate=settings.learning_rate,
+            lr_scheduler_type="linear",
+            warmup_steps=min(settings.warmup_steps, settings.steps - 1),
+            weight_decay=0.0,
+            seed=settings.seed,
+            logging_steps=1,
+            logging_nan_inf_filter=False,
+            save_strategy="no",
+            report_to=[],
+            use_cpu=model.device.type == "cpu",
+            dataloader_pin_memory=False,
+            disable_tqdm=not shown,
         )
-        adapted.save_pretrained(str(out), save_embedding_layers=False)
+        trainer = Trainer(
+            adapted,
+            arguments,
+            train_dataset=[{"input_ids": row, "labels": row} for row in windows],
+            data_collator=default_data_collator,
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+        first = trainer.is_world_process_zero()
+        if first:
+            adapted.save_pretrained(str(out), save_embedding_layers=False)
         adapted.merge_and_unload()
-    return losses, trained
+    losses = tuple(log["loss"] for log in trainer.state.log_history if "loss" in log)
+    if not all(map(math.isfinite, losses)):
+        raise InputInvalid(
+            f"the loss became {losses[-1]} within {len(losses)} steps",
+            mend=f"lower the learning rate (now {settings.learning_rate})",
+        )
+    return losses, trained, first
 
 
 def _tuples(value: Any) -> Any:
@@ -516,7 +580,8 @@ def _tuples(value: Any) -> Any:
 
 def _compare(model: Any, place: Path) -> None:
     """What was written must compute what was meant."""
-    ids = torch.arange(16).view(1, 16) % model.config.vocab_size
+    # Past the window, so that maps and states take part.
+    ids = torch.arange(model.config.sliding_window + 16)[None] % model.config.vocab_size
     with torch.no_grad():
         meant, found = (each(input_ids=ids).logits for each in (model, opened(place, model.dtype)))
     if not torch.equal(meant, found):

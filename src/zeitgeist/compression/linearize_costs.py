@@ -5,13 +5,16 @@ so that memory and time per token stop growing; below `break_even` tokens softma
 Zhang et al.: "LoLCATs", arXiv 2410.10254. Times are this machine's.
 """
 
+import time
 import warnings
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
+import torch
 from jaxtyping import Int64
 from torch import Tensor
 
@@ -26,7 +29,12 @@ from zeitgeist.compression.linearized_files import (
     open_linearized,
     opened,
 )
-from zeitgeist.compression.measures import decode_seconds, perplexity, top1_agreement
+from zeitgeist.compression.measures import (
+    decode_seconds,
+    filled_cache,
+    perplexity,
+    top1_agreement,
+)
 from zeitgeist.compression.texts import read_windows
 from zeitgeist.errors import InputInvalid
 
@@ -90,6 +98,11 @@ def evaluate(
     """
     if not contexts or min(contexts) < 1:
         raise InputInvalid(f"the contexts are {list(contexts)}", mend="give numbers of tokens")
+    if length < 2 or windows < 1:
+        raise InputInvalid(
+            f"{windows} windows of {length} tokens",
+            mend="give at least one window of at least 2 tokens",
+        )
     place = resolve(reference)
     if not is_small(place) and not base:
         raise InputInvalid(
@@ -98,7 +111,7 @@ def evaluate(
         )
     source = base_of(place, base) if is_small(place) else open_base(base)
     scored = read_text(source.place, text, length)
-    scored = scored[: max(1, windows)]
+    scored = scored[:windows]
     model = open_linearized(place, base=base)
     taught = int(model.config.lolcats.get("taught_length", length))
     if length > taught:
@@ -110,7 +123,7 @@ def evaluate(
     costs = tuple(
         ContextCost(
             context,
-            decode_seconds(model, context),
+            token_seconds(model, context),
             decode_seconds(softmax, context),
             *state_bytes(model.config, tokens=context),
         )
@@ -125,6 +138,31 @@ def evaluate(
         break_even(model.config),
         costs,
     )
+
+
+@torch.no_grad()
+def token_seconds(model: Any, context: int, *, steps: int = 8) -> float:
+    """Median seconds for one token after ``context`` tokens, in layers that stay softmax as well.
+
+    `zeitgeist.compression.measures.filled_cache` reads a short prompt where a layer has a state;
+    ordinary layers beside it are filled up to the context with what their keys and values are.
+    """
+    cache = filled_cache(model, context)
+    for layer in cache.layers:
+        if not getattr(layer, "recurrent_states", None):
+            times = -(-context // layer.keys.shape[2])
+            layer.keys, layer.values = (
+                x.repeat(1, 1, times, 1)[:, :, :context] for x in (layer.keys, layer.values)
+            )
+    ids, spent = torch.zeros(1, 1, dtype=torch.long, device=model.device), []
+    for place in range(context, context + steps + 1):
+        at = torch.tensor([[place]], device=model.device)
+        started = time.perf_counter()
+        model(ids, past_key_values=cache, use_cache=True, position_ids=at)
+        if model.device.type == "cuda":
+            torch.cuda.synchronize()
+        spent.append(time.perf_counter() - started)
+    return median(spent[1:])
 
 
 def break_even(config: Any) -> int | None:
@@ -163,7 +201,12 @@ def read_text(place: Path, text: str | Path, length: int) -> Int64[Tensor, "n le
     """Windows of a text by the tokenizer of a model."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise InputInvalid(
+            "there is no tokenizer that can be opened", origin=place, mend="put it beside the model"
+        ) from error
     # It is cut into windows, so that its length is no reason to warn.
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     return read_windows(tokenizer, file_or_text(text), length=length)

@@ -11,10 +11,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -23,7 +25,7 @@ from transformers import AutoModelForCausalLM
 from zeitgeist.checkpoints import Checkpoint, is_adapter, open_checkpoint, resolve
 from zeitgeist.compression.healing import quiet
 from zeitgeist.compression.hybrid_models import PREFIX, LinearizedAttention, linearize_model
-from zeitgeist.errors import InputInvalid
+from zeitgeist.errors import ExtraMissing, InputInvalid, ReferenceUnresolved
 from zeitgeist.training import best_device, best_dtype
 
 RECORD, MAPS, ADAPTER = "lolcats.json", "maps.safetensors", "adapter"
@@ -38,6 +40,17 @@ _RECIPE = (
 )
 
 
+_SAID_ELSEWHERE = (
+    "_name_or_path",
+    "architectures",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+)
+"""Of a configuration: what does not change what the model computes from its weights."""
+
+
 @dataclass(frozen=True)
 class Base:
     """A softmax model to linearize: how it was named, where it is, what its files hash to."""
@@ -48,8 +61,10 @@ class Base:
 
     @cached_property
     def hashes(self) -> dict[str, str]:
-        """xxh3-128 of each shard."""
-        return self.checkpoint.fingerprint()
+        """xxh3-128 of each shard, and of what the configuration says about computing."""
+        config = {k: v for k, v in self.checkpoint.config.items() if k not in _SAID_ELSEWHERE}
+        text = json.dumps(config, sort_keys=True)
+        return {**self.checkpoint.fingerprint(), "config": xxhash.xxh3_128_hexdigest(text.encode())}
 
 
 def open_base(reference: str | Path) -> Base:
@@ -82,8 +97,11 @@ def _is_whole(place: Path) -> bool:
     config = place / "config.json"
     if not config.is_file():
         return False
-    kind: str = json.loads(config.read_text(encoding="utf-8")).get("model_type", "")
-    return kind.startswith(PREFIX)
+    try:
+        kind = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+    except (ValueError, AttributeError):
+        return False  # whoever opens it says what is wrong with it
+    return str(kind).startswith(PREFIX)
 
 
 def learned(model: Any) -> dict[str, Tensor]:
@@ -100,11 +118,17 @@ def write_small(place: Path, base: Base, model: Any, facts: Mapping[str, Any]) -
     save_file(learned(model), place / MAPS, metadata={"format": "pt"})
     record = {
         "format": 1,
-        "base": {"reference": base.reference, "hashes": base.hashes},
+        "base": {"reference": _lasting(base), "hashes": base.hashes},
         "recipe": model.config.lolcats,
         **facts,
     }
     (place / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def _lasting(base: Base) -> str:
+    """How to find the base from any working directory."""
+    named = base.reference.partition(":")[0] in ("hub", "pypi")
+    return base.reference if named else str(base.place.resolve())
 
 
 def read_record(place: Path) -> dict[str, Any]:
@@ -118,6 +142,8 @@ def read_record(place: Path) -> dict[str, Any]:
     try:
         record: dict[str, Any] = json.loads((place / RECORD).read_text(encoding="utf-8"))
         known = record["format"] == 1 and {"reference", "hashes"} <= record["base"].keys()
+        if known and (missing := set(_RECIPE) - record["recipe"].keys()):
+            raise KeyError(f"the recipe lacks {min(missing)}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputInvalid(f"{RECORD} cannot be read: {error}", origin=place) from error
     if not known:
@@ -143,7 +169,14 @@ def base_of(place: Path, base: str = "") -> Base:
         The weights there are others than those the maps were taught on.
     """
     record = read_record(place)
-    found = open_base(base or record["base"]["reference"])
+    try:
+        found = open_base(base or record["base"]["reference"])
+    except ReferenceUnresolved as error:
+        raise InputInvalid(
+            f"the base of these maps is not to be found: {error}",
+            origin=place,
+            mend="say where it is with --base",
+        ) from error
     if found.hashes != record["base"]["hashes"]:
         raise InputInvalid(
             f"the weights of {found.reference!r} are not those that these maps were taught on",
@@ -201,7 +234,11 @@ def open_linearized(
             origin=place,
             mend="the directory is incomplete: linearize again",
         )
-    model.load_state_dict(maps, strict=False)
+    try:
+        model.load_state_dict(maps, strict=False)
+    except RuntimeError as error:
+        told = str(error).splitlines()[-1].strip()
+        raise InputInvalid(f"{MAPS} does not fit the base: {told}", origin=place) from error
     if adapted and (place / ADAPTER).is_dir():
         model = _folded(model, place / ADAPTER)
     return model.eval()
@@ -223,6 +260,8 @@ def opened(place: Path, dtype: torch.dtype | None = None) -> Any:
 
 
 def _folded(model: Any, adapter: Path) -> Any:
+    if not find_spec("peft"):
+        raise ExtraMissing.named("training", "opening an adapter")
     from peft import PeftModel
 
     from zeitgeist.training.models import peft_warnings
