@@ -2,6 +2,7 @@
 
 from benchmarks import (
     attention_transfer,
+    capture,
     hybrid_attention,
     knots_factored,
     merge_vs_mergekit,
@@ -18,3 +19,5 @@ print("\n## Hybrid attention against softmax attention and its quadratic form\n"
 hybrid_attention.main(["--quick"])
 print("\n## Attention transfer, layer by layer against all at once\n", flush=True)
 attention_transfer.main(["--quick"])
+print("\n## Capturing activations against a plain forward pass\n", flush=True)
+capture.main(["--quick"])
