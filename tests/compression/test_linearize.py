@@ -156,6 +156,30 @@ def test_lora_is_trained_again_from_the_base(adapted, taught, tmp_path):
     assert torch.equal(logits(load(again.out)), logits(load(adapted.out)))
 
 
+def test_a_stopped_training_goes_on_from_its_last_checkpoint(
+    adapted, taught, tmp_path, monkeypatch
+):
+    from transformers import Trainer
+
+    step, calls = Trainer.training_step, []
+
+    def stop_at_third(self, *arguments):
+        calls.append(self.state.global_step)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return step(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "training_step", stop_at_third)
+    words = {"settings": LORA, "length": 16, "windows": 4, "progress": False}
+    with pytest.raises(KeyboardInterrupt):
+        finetune(taught.out, TEXT, tmp_path / "out", **words)
+    assert not (tmp_path / "out").exists()
+    again = finetune(taught.out, TEXT, tmp_path / "out", **words)
+    assert calls == [0, 1, 2, 2] and again.losses == adapted.losses
+    assert torch.equal(logits(load(again.out)), logits(load(adapted.out)))
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 @pytest.mark.parametrize("which", ["taught", "adapted"])
 def test_exported_whole_it_is_an_ordinary_directory(which, request, tmp_path):
     report = request.getfixturevalue(which)

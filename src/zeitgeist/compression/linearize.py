@@ -10,22 +10,22 @@ was kept and what a token costs.
 Nothing shrinks but the cost of a token: every weight of the base stays and maps are added.
 """
 
+import glob
 import hashlib
 import json
 import math
 import shutil
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor
+from tqdm import tqdm
 
 from zeitgeist.checkpoints import check_output, model_card, new_directory, resolve, versions
 from zeitgeist.compression.feature_maps import FeatureMap
@@ -66,6 +66,8 @@ _CODE = "the authors' configurations"
 REPLACES = (RECORD, "config.json", "*.safetensors")
 PROJECTIONS = r".*\.self_attn\.(q|k|v|o)_proj"
 """What LoRA adapts, as peft reads it."""
+CHECKPOINTS = 10
+"""Of a LoRA training, from which a stopped one goes on."""
 SENTENCE = (
     "Nothing shrinks but the cost of a token: all weights of the base stay and maps are added. "
     "The 0.04 B of the paper's table are training tokens, not parameters."
@@ -263,7 +265,7 @@ def linearize(
     before = perplexity(softmax, validation)
     model = linearize_model(softmax, **chosen.recipe(), seed=chosen.seed)
     model.config.lolcats["taught_length"] = chosen.length
-    read = hashlib.sha256(torch.cat([windows, validation]).numpy().tobytes()).hexdigest()
+    read = _read(torch.cat([windows, validation]))
     where = (str(model.dtype), model.device.type)
     key = repr((asdict(chosen), sorted(base.hashes.items()), read, where))
     kept = LayerFiles(target.with_name(f".{target.name}.layers"), key)
@@ -312,6 +314,7 @@ def finetune(
 
     Zhang et al., arXiv 2410.10254, second step, by transformers' Trainer (``accelerate launch``
     works). The adapter starts anew from the base's weights; one that is there already is replaced.
+    Stopped, it goes on from its last checkpoint when it is called again in the same way.
 
     Parameters
     ----------
@@ -369,36 +372,40 @@ def finetune(
     train, scored = _windows(source.place, text, length, shape)
     model = open_linearized(place, base=base, adapted=False)
     taught = record["transfer"]
-    with TemporaryDirectory() as work:
-        losses, trained, first = _adapt(model, train, Path(work) / "adapter", chosen, progress)
-        report = LinearizedReport(
-            **{
-                **{name: _tuples(value) for name, value in taught.items()},
-                "out": str(target),
-                "perplexity_softmax": perplexity(opened(source.place), scored),
-                "perplexity": perplexity(model, scored),
-                "trained": trained,
-                "tokens": chosen.steps * chosen.batch_size * length,
-                "seconds": time.monotonic() - started,
-                "losses": losses,
-            }
-        )
-        if not first:  # one of several processes writes
-            return report
-        kept = {name: record[name] for name in ("options", "transfer")}
-        facts = {
-            **kept,
-            "finetune": {"settings": asdict(chosen), **asdict(report)},
-            "versions": versions(),
+    key = repr((asdict(chosen), record["recipe"], sorted(source.hashes.items()), _read(train)))
+    digest = hashlib.sha256(key.encode()).hexdigest()[:12]
+    work = target.with_name(f".{target.name}.lora-{digest}")
+    losses, trained, first = _adapt(model, train, work, chosen, progress)
+    report = LinearizedReport(
+        **{
+            **{name: _tuples(value) for name, value in taught.items()},
+            "out": str(target),
+            "perplexity_softmax": perplexity(opened(source.place), scored),
+            "perplexity": perplexity(model, scored),
+            "trained": trained,
+            "tokens": chosen.steps * chosen.batch_size * length,
+            "seconds": time.monotonic() - started,
+            "losses": losses,
         }
-        with new_directory(
-            target, overwrite=overwrite, inputs=[place, source.place], replaces=REPLACES
-        ) as partial:
-            write_small(partial, source, model, facts)
-            shutil.copytree(Path(work) / "adapter", partial / ADAPTER)
-            recipe = {**record["options"], "lora": asdict(chosen)}
-            card = _card(target.name, source.reference, source.hashes, recipe, _notes(report))
-            (partial / "README.md").write_text(card, encoding="utf-8")
+    )
+    if not first:  # one of several processes writes
+        return report
+    facts = {
+        "options": record["options"],
+        "transfer": taught,
+        "finetune": {"settings": asdict(chosen), **asdict(report)},
+        "versions": versions(),
+    }
+    with new_directory(
+        target, overwrite=overwrite, inputs=[place, source.place], replaces=REPLACES
+    ) as partial:
+        write_small(partial, source, model, facts)
+        shutil.copytree(work / ADAPTER, partial / ADAPTER)
+        recipe = {**record["options"], "lora": asdict(chosen)}
+        card = _card(target.name, source.reference, source.hashes, recipe, _notes(report))
+        (partial / "README.md").write_text(card, encoding="utf-8")
+    for left in target.parent.glob(f".{glob.escape(target.name)}.lora-*"):
+        shutil.rmtree(left, ignore_errors=True)
     return report
 
 
@@ -509,19 +516,31 @@ def _windows(
     return rest[torch.arange(count) * len(rest) // count], every[len(rest) :]
 
 
+def _read(windows: Tensor) -> str:
+    return hashlib.sha256(windows.numpy().tobytes()).hexdigest()
+
+
 def _told_layers(values: Sequence[float]) -> tuple[float | None, ...]:
     return tuple(None if math.isnan(value) else value for value in values)
 
 
 def _adapt(
-    model: Any, windows: Tensor, out: Path, settings: LoraSettings, progress: bool | None
+    model: Any, windows: Tensor, place: Path, settings: LoraSettings, progress: bool | None
 ) -> tuple[tuple[float, ...], int, bool]:
-    """Train LoRA in place and fold it in.
+    """Train LoRA in place, save it to ``place/adapter`` and fold it in.
 
-    The losses, how much was trained, and whether this process is the one that writes.
+    A stopped run goes on from the last checkpoint in ``place``. The losses, how much was trained,
+    and whether this process is the one that writes.
     """
     from peft import LoraConfig, get_peft_model
-    from transformers import PrinterCallback, Trainer, TrainingArguments, default_data_collator
+    from transformers import (
+        PrinterCallback,
+        Trainer,
+        TrainerCallback,
+        TrainingArguments,
+        default_data_collator,
+    )
+    from transformers.trainer_utils import get_last_checkpoint
 
     from zeitgeist.training.models import peft_warnings
     from zeitgeist.training.trainer import seeded
@@ -532,12 +551,21 @@ def _adapt(
         lora_alpha=settings.alpha,
         target_modules=PROJECTIONS,
     )
-    shown = sys.stderr.isatty() if progress is None else progress
-    with seeded(settings.seed), peft_warnings(), TemporaryDirectory() as work:
+    hidden = None if progress is None else not progress
+
+    class Bar(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            bar.update(state.global_step - bar.n)
+
+    with (
+        seeded(settings.seed),
+        peft_warnings(),
+        tqdm(total=settings.steps, desc="finetune", unit="step", disable=hidden) as bar,
+    ):
         adapted = get_peft_model(model, config)
         trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
         arguments = TrainingArguments(
-            output_dir=work,
+            output_dir=str(place),
             max_steps=settings.steps,
             per_device_train_batch_size=settings.batch_size,
             learning_rate=settings.learning_rate,
@@ -547,23 +575,26 @@ def _adapt(
             seed=settings.seed,
             logging_steps=1,
             logging_nan_inf_filter=False,
-            save_strategy="no",
+            save_steps=max(1, settings.steps // CHECKPOINTS),
+            save_total_limit=1,
             report_to=[],
             use_cpu=model.device.type == "cpu",
             dataloader_pin_memory=False,
-            disable_tqdm=not shown,
+            disable_tqdm=True,
         )
         trainer = Trainer(
             adapted,
             arguments,
             train_dataset=[{"input_ids": row, "labels": row} for row in windows],
             data_collator=default_data_collator,
+            callbacks=[Bar()],
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.train()
+        begun = get_last_checkpoint(str(place)) if place.is_dir() else None
+        trainer.train(resume_from_checkpoint=begun)
         first = trainer.is_world_process_zero()
         if first:
-            adapted.save_pretrained(str(out), save_embedding_layers=False)
+            adapted.save_pretrained(str(place / ADAPTER), save_embedding_layers=False)
         adapted.merge_and_unload()
     losses = tuple(log["loss"] for log in trainer.state.log_history if "loss" in log)
     if not all(map(math.isfinite, losses)):
