@@ -142,7 +142,7 @@ def capture(
     (torch.Size([1, 1, 8]), torch.Size([1, 1, 2, 4]))
     """
     _check_runs(model)
-    chosen = [site for name in _listed(sites) for site in _of_layers(model, name, layers)]
+    chosen = _chosen(model, [sites] if isinstance(sites, str) else sites, layers)
     if isinstance(positions, str) and positions != "last":
         raise InputInvalid(f"the positions are {positions!r}", mend='give numbers or "last"')
     acts = Activations(chosen)
@@ -379,16 +379,16 @@ def _first(named: Mapping[str, Any]) -> str | None:
     return next((name for name, x in named.items() if isinstance(x, Tensor)), None)
 
 
-def _listed(sites: str | Sequence[str]) -> list[str]:
-    return [sites] if isinstance(sites, str) else list(dict.fromkeys(sites))
-
-
-def _of_layers(model: Any, name: str, layers: Sequence[int] | None) -> list[Site]:
-    if name not in SITES:
-        return [resolve_site(model, name)]
-    depth = depth_of(model, layout_of(model))
-    wanted = range(depth) if layers is None else layers
-    found = {site.layer: site for layer in wanted for site in [resolve_site(model, name, layer)]}
+def _chosen(model: Any, names: Sequence[str], layers: Sequence[int] | None) -> list[Site]:
+    """Every site in every layer that is asked for, once."""
+    portable = any(name in SITES for name in names)
+    layout = layout_of(model) if portable else None
+    wanted = layers if layers is not None else range(depth_of(model, layout) if layout else 0)
+    found = {}
+    for name in names:
+        for layer in wanted if name in SITES else (None,):
+            site = resolve_site(model, name, layer, layout=layout)
+            found[site.key] = site
     return list(found.values())
 
 

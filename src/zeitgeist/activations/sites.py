@@ -68,7 +68,9 @@ def depth_of(model: Any, layout: Layout) -> int:
     return len(blocks)
 
 
-def resolve_site(model: Any, name: str, layer: int | None = None) -> Site:
+def resolve_site(
+    model: Any, name: str, layer: int | None = None, *, layout: Layout | None = None
+) -> Site:
     """Where a site is in a model.
 
     Parameters
@@ -79,6 +81,8 @@ def resolve_site(model: Any, name: str, layer: int | None = None) -> Site:
         One of `SITES`, or the path of a module.
     layer
         For portable names; negative counts from the end.
+    layout
+        Of the model, where it is known already.
 
     Raises
     ------
@@ -101,7 +105,7 @@ def resolve_site(model: Any, name: str, layer: int | None = None) -> Site:
                 f"there is no site {name!r}", mend=did_you_mean(path, [*SITES, *known])
             )
         return Site(name, None, path, side or "out", _as_it_is)
-    layout = layout_of(model)
+    layout = layout or layout_of(model)
     depth = depth_of(model, layout)
     if layer is None or not -depth <= layer < depth:
         raise InputInvalid(f"{name} of layer {layer}", mend=f"the layers are 0 to {depth - 1}")
