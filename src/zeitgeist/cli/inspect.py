@@ -39,9 +39,10 @@ def sites(model: str, /, *, batch: int = 1, tokens: int = 128, json: bool = Fals
     print(f"{rows[0].layers} layers; * weights, by plain attention; any module's path works too")
 
 
-def _size(count: float) -> str:
+def _size(count: int) -> str:
+    scaled = float(count)
     for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} GB"
+        if scaled < 1000:
+            return f"{scaled:.3g} {unit}"
+        scaled /= 1000
+    return f"{scaled:.3g} GB"
