@@ -169,7 +169,10 @@ def _entropies(evidence: Evidence) -> Iterator[dict[str, Any]]:
 
 
 def _against_entropy(points: list[dict[str, Any]]) -> Any:
-    looks = {name: TAUGHT[name] for name in TAUGHT if any(p["series"] == name for p in points)}
+    looks = {
+        "window, swapped": (GREY, "square", SHORT),
+        "window, taught": TAUGHT["window, taught"],
+    }
     colour, shape, _ = encodings("series", looks)
     tips = [alt.Tooltip("layer:Q"), alt.Tooltip("value:Q", format=".3f")]
     return (
