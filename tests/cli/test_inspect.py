@@ -5,7 +5,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from zeitgeist.activations import capture as activations
 from zeitgeist.cli import inspect
 
 
@@ -24,20 +28,60 @@ def test_sites_lists_shapes_and_bytes_without_weights(capsys, tiny_llama, tmp_pa
     assert sizes["pattern"]["shape"][2:] == [16, 16]
 
 
+def test_capture_writes_a_row_per_text(capsys, tiny_llama, tmp_path):
+    texts = ["the cat sat", "a", "the dog ran and ran to the mat"]
+    (tmp_path / "texts.txt").write_text("\n".join(texts))
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    (tmp_path / "texts.jsonl").write_text(lines)
+    words = ["--sites", "resid_post,z", "--layers", "1", "--batch-size", 2]
+    stored = []
+    for name in ("texts.txt", "texts.jsonl"):
+        place = tmp_path / f"{name}.safetensors"
+        out = run(capsys, "capture", tiny_llama, tmp_path / name, *words, "-o", place)
+        assert "resid_post.1" in out
+        stored.append(load_file(place))
+    assert stored[0]["resid_post.1"].shape[:2] == (3, 1)
+    assert torch.equal(stored[0]["z.1"], stored[1]["z.1"])
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype="auto")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    for row, text in enumerate(texts):
+        with activations(model, "resid_post", layers=[1], positions="last") as acts:
+            model(**tokenizer(text, return_tensors="pt", return_token_type_ids=False))
+        own = acts["resid_post", 1][0]
+        assert (stored[0]["resid_post.1"][row] - own).abs().max() < 0.02 * own.abs().max()
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
+        (["capture", "MODEL", "TEXTS", "-o", "acts.pt"], "no .safetensors"),
+        (["capture", "MODEL", "EMPTY/x.txt", "-o", "a.safetensors"], "cannot be read"),
+        (["capture", "MODEL", "MODEL", "-o", "a.safetensors"], r"no \.txt or \.jsonl"),
+        (["capture", "MODEL", "TEXTS", "-o", "TEXTS.safetensors"], "already there"),
+        (["capture", "MODEL", "TEXTS", "-o", "a.safetensors", "--layers", "2-1"], "'2-1'"),
+        (["capture", "MODEL", "TEXTS", "-o", "a.safetensors", "--layers", "9"], "layer 9"),
+        (["capture", "MODEL", "TEXTS", "-o", "a.safetensors", "--sites", "zz"], "no site 'zz'"),
+        (["capture", "MODEL", "TEXTS", "-o", "a.safetensors", "--sites", "pattern"], "as wide"),
+        (["capture", "MODEL", "TEXTS", "-o", "a.safetensors", "--positions", "50"], "51 are"),
         (["sites", "missing"], "'missing'"),
         (["sites", "MODEL", "--tokens", "0"], "1 x 0 tokens"),
         (["sites", "EMPTY"], "give a causal transformers model"),
     ],
 )
-def test_bad_input_is_told(words, told, tiny_llama, tmp_path):
+def test_bad_input_is_told(words, told, tiny_llama, tmp_path, monkeypatch):
     from zeitgeist.errors import ZeitgeistError
 
-    places = {"MODEL": str(tiny_llama), "EMPTY": str(tmp_path)}
+    monkeypatch.chdir(tmp_path)
+    texts = tmp_path / "texts.txt"
+    texts.write_text("the cat sat")
+    (tmp_path / "texts.txt.safetensors").touch()
+    places = {"MODEL": tiny_llama, "EMPTY": tmp_path, "TEXTS": texts}
+    given = []
+    for word in words:
+        for name, place in places.items():
+            word = word.replace(name, str(place))
+        given.append(word)
     with pytest.raises(ZeitgeistError, match=told):
-        given = [places.get(word, word) for word in words]
         inspect.app(given, exit_on_error=False, result_action="return_value")
 
 

@@ -55,7 +55,7 @@ def test_layers_are_named_by_numbers_and_ranges(capsys, tiny_llama):
     [
         (["transfer", "MODEL", "--text", TEXT, "-o", "out", "--layers", "x"], "--layers 'x'"),
         (["transfer", "MODEL", "--text", TEXT, "-o", "out", "--layers", "1-0"], "--layers '1-0'"),
-        (["transfer", "MODEL", "--text", TEXT, "-o", "out", "--layers", ","], "names no layer"),
+        (["transfer", "MODEL", "--text", TEXT, "-o", "out", "--layers", ","], "names none"),
         (["evaluate", "MODEL", "--text", TEXT, "--length", "1"], "8 windows of 1 tokens"),
         (["finetune", "MODEL", "--text", TEXT, "-o", "out", "--learning-rate", "0"], "rate is 0"),
         (["transfer", "MODEL", "--text", TEXT, "-o", "out", "--layers", "9"], "are \\[9\\]"),

@@ -2,8 +2,10 @@
 
 from dataclasses import asdict
 from json import dumps
+from pathlib import Path
+from typing import Annotated
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
 app = App(name="inspect", help="Look inside a model: where what flows, and what it would cost.")
 
@@ -37,6 +39,103 @@ def sites(model: str, /, *, batch: int = 1, tokens: int = 128, json: bool = Fals
         sizes = f"{_size(row.bytes):>10s} {_size(row.bytes * row.layers):>11s}"
         print(f"{row.site:10s} {path:{width}s} {' x '.join(map(str, row.shape)):22s} {sizes}")
     print(f"{rows[0].layers} layers; * weights, by plain attention; any module's path works too")
+
+
+@app.command
+def capture(
+    model: str,
+    texts: Path,
+    /,
+    *,
+    output: Annotated[Path, Parameter(name=["--output", "-o"])],
+    sites: str = "resid_post",
+    layers: str = "",
+    positions: str = "last",
+    batch_size: int = 8,
+    overwrite: bool = False,
+) -> None:
+    """Write what chosen sites hold for each text of a file, as safetensors.
+
+    Parameters
+    ----------
+    model
+        A directory, hub:org/name or pypi:package.
+    texts
+        One per line (.txt), or .jsonl with a "text" in each line.
+    output
+        The file to write: a tensor per site and layer, texts x positions x ....
+    sites
+        Such as resid_post,z, or paths of modules.
+    layers
+        Such as 0,8-16; default: all.
+    positions
+        last, or tokens counted from the start, such as 0,1.
+    batch_size
+        Texts at a time.
+    overwrite
+        Replace an existing output.
+    """
+    from zeitgeist.cli.numbers import numbers
+    from zeitgeist.errors import InputInvalid, OutputExists
+
+    wanted = numbers("--layers", layers)
+    at = positions if positions == "last" else numbers("--positions", positions)
+    if output.suffix != ".safetensors":
+        raise InputInvalid(f"the output '{output}' is no .safetensors", mend="name it so")
+    if output.exists() and not overwrite:
+        raise OutputExists(f"the output '{output}' is already there", mend="choose another name")
+    rows = _texts(texts)
+
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from zeitgeist.activations.texts import capture_texts
+    from zeitgeist.checkpoints import resolve
+
+    place = resolve(model)
+    opened = AutoModelForCausalLM.from_pretrained(place, dtype="auto", local_files_only=True)
+    found = capture_texts(
+        opened.eval().to("cuda" if torch.cuda.is_available() else "cpu"),
+        AutoTokenizer.from_pretrained(place, local_files_only=True),
+        rows,
+        sites.split(","),
+        layers=wanted,
+        positions=at or "last",
+        batch_size=batch_size,
+    )
+    named = {k if isinstance(k, str) else f"{k[0]}.{k[1]}": x for k, x in found.items()}
+    partial = output.with_name(f".{output.name}.partial")
+    save_file({name: x.contiguous() for name, x in named.items()}, partial)
+    partial.replace(output)
+    for name, x in named.items():
+        print(f"{name:24s} {' x '.join(map(str, x.shape))}")
+    print(output)
+
+
+def _texts(path: Path) -> list[str]:
+    import json
+
+    from zeitgeist.errors import InputInvalid
+
+    if path.suffix not in (".txt", ".jsonl"):
+        raise InputInvalid("the texts are no .txt or .jsonl", origin=path, mend="name them so")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputInvalid(f"cannot be read: {error}", origin=path, mend="give UTF-8") from error
+    if path.suffix == ".txt":
+        return lines
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            text = json.loads(line)["text"]
+        except (ValueError, KeyError, TypeError):
+            text = None
+        if not isinstance(text, str):
+            raise InputInvalid(f'line {number} has no "text"', origin=path, mend="give one")
+        found.append(text)
+    return found
 
 
 def _size(count: int) -> str:

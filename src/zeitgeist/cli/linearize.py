@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
 
+from zeitgeist.cli.numbers import numbers
 from zeitgeist.cli.pictures import check_picture, write_picture
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def transfer(
         Print a machine-readable report.
     """
     check_picture(picture, overwrite=overwrite)
-    chosen = _layers(layers)
+    chosen = numbers("--layers", layers)
     from zeitgeist.compression.linearize import LolcatsOptions, linearize
 
     options = LolcatsOptions(
@@ -335,18 +336,3 @@ def _tell_costs(found: "Evaluation", json: bool) -> None:
 def _tell_break_even(tokens: int | None) -> None:
     least = "at no length" if tokens is None else f"from {tokens:,} tokens on"
     print(f"keeps less than softmax {least}")
-
-
-def _layers(words: str) -> tuple[int, ...] | None:
-    from zeitgeist.errors import InputInvalid
-
-    found: list[int] = []
-    for word in filter(None, words.split(",")):
-        first, dash, last = word.partition("-")
-        whole = first.isdecimal() and (not dash or last.isdecimal())
-        if not whole or int(last or first) < int(first):
-            raise InputInvalid(f"--layers {word!r} is no layer", mend="such as 0,1,5-9")
-        found += range(int(first), int(last or first) + 1)
-    if words and not found:
-        raise InputInvalid(f"--layers {words!r} names no layer", mend="such as 0,1,5-9")
-    return tuple(found) or None
