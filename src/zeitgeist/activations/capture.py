@@ -165,8 +165,9 @@ def capture(
         if any(site.side == "pattern" for site in chosen):
             stack.enter_context(shown(model))
         stack.enter_context(tracker.following(model))
+        modules = dict(model.named_modules())
         for site in chosen:
-            stack.enter_context(_hooked(model, site, keeper(site)))
+            stack.enter_context(_hooked(modules[site.path], site, keeper(site)))
         yield acts
 
 
@@ -240,8 +241,9 @@ def patch(
         if any(site.side == "pattern" for site, _ in planned):
             stack.enter_context(shown(model))
         stack.enter_context(tracker.following(model))
+        modules = dict(model.named_modules())
         for site, change in planned:
-            stack.enter_context(_hooked(model, site, changer(site, change)))
+            stack.enter_context(_hooked(modules[site.path], site, changer(site, change)))
         yield
 
 
@@ -323,9 +325,8 @@ class _Tracker:
 
 
 @contextmanager
-def _hooked(model: Any, site: Site, act: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
+def _hooked(module: Any, site: Site, act: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
     """Run ``act`` on the tensor of a site; what it gives, if anything, takes its place."""
-    module = model.get_submodule(site.path)
     if site.side == "pattern":
         hooks = getattr(module, HOOKS, ())
 
