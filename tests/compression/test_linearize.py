@@ -377,7 +377,7 @@ def test_several_processes_learn_and_one_writes(taught, tmp_path):
         capture_output=True,
         text=True,
         env={**environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("perplexity") == 1
