@@ -338,7 +338,7 @@ def as_matrix(x: Any, name: str) -> Any:
     return found
 
 
-def _keywords(items: Sequence[str], other: Sequence[str] | None) -> tuple[Any, Any]:
+def _keywords(items: Sequence[Any], other: Sequence[Any] | None) -> tuple[Any, Any]:
     try:
         from sklearn.feature_extraction.text import CountVectorizer
     except ImportError:
