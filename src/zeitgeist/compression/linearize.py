@@ -4,20 +4,19 @@ Zhang, Arora, Chalamala, Wu, Spector, Singhal, Ramesh, Re: "LoLCATs: On Low-Rank
 Large Language Models", arXiv 2410.10254. Two steps: small feature maps and gates are taught what
 softmax attention answers (`linearize`), then LoRA on the attention projections makes up for what
 they miss (`finetune`). What they write is small and goes with the untouched base; `export` writes
-an ordinary transformers directory of a registered class. `load` opens both, `evaluate` says what
-was kept and what a token costs.
+an ordinary transformers directory of a registered class. `load` opens both;
+`zeitgeist.compression.linearize_costs.evaluate` says what was kept and what a token costs.
 
 Nothing shrinks but the cost of a token: every weight of the base stays and maps are added.
 """
 
 import glob
 import hashlib
-import json
 import math
 import shutil
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,22 +24,22 @@ from typing import Any
 import torch
 from jaxtyping import Int64
 from torch import Tensor
-from tqdm import tqdm
 
-from zeitgeist.checkpoints import check_output, model_card, new_directory, resolve, versions
-from zeitgeist.compression.feature_maps import FeatureMap
+from zeitgeist.checkpoints import check_output, new_directory, resolve, versions
 from zeitgeist.compression.healing import quiet
-from zeitgeist.compression.hybrid_attention import check_window
 from zeitgeist.compression.hybrid_models import FAMILIES, linearize_model
 from zeitgeist.compression.linearize_costs import read_text, sizes
+from zeitgeist.compression.linearize_lora import adapt
+from zeitgeist.compression.linearize_options import LinearizedReport, LolcatsOptions
 from zeitgeist.compression.linearized_files import (
     ADAPTER,
-    MAPS,
     RECORD,
     LayerFiles,
     base_of,
+    card,
     is_small,
     learned,
+    notes,
     open_base,
     open_linearized,
     opened,
@@ -48,7 +47,7 @@ from zeitgeist.compression.linearized_files import (
     write_small,
 )
 from zeitgeist.compression.measures import perplexity
-from zeitgeist.compression.transfer import TransferOptions, transfer_attention
+from zeitgeist.compression.transfer import transfer_attention
 from zeitgeist.errors import ExtraMissing, InputInvalid
 from zeitgeist.training import LoraSettings
 
@@ -61,127 +60,7 @@ __all__ = [
     "load",
 ]
 
-_PAPER = "arXiv 2410.10254"
-_CODE = "the authors' configurations"
 REPLACES = (RECORD, "config.json", "*.safetensors")
-PROJECTIONS = r".*\.self_attn\.(q|k|v|o)_proj"
-"""What LoRA adapts, as peft reads it."""
-CHECKPOINTS = 10
-"""Of a LoRA training, from which a stopped one goes on."""
-SENTENCE = (
-    "Nothing shrinks but the cost of a token: all weights of the base stay and maps are added. "
-    "The 0.04 B of the paper's table are training tokens, not parameters."
-)
-
-
-def _told(meaning: str, source: str) -> Mapping[str, str]:
-    return {"meaning": meaning, "source": source}
-
-
-@dataclass(frozen=True)
-class LolcatsOptions:
-    """What replaces softmax attention, and how it is taught.
-
-    Parameters
-    ----------
-    window, kind, blocks, sinks
-        Which keys softmax still sees; see `zeitgeist.compression.hybrid_attention`. Sliding and
-        terraced windows score alike in the paper (70.3 and 70.7); sinks are not the paper's.
-    feature_map, feature_dim
-        See `zeitgeist.compression.feature_maps`.
-    layers
-        Which to convert; None: all. The others keep softmax and their growing cache.
-    length, windows, validation
-        Windows of so many tokens to learn from, and how many more to score on. They are held in
-        memory for one layer at a time and gone over again until the steps are done. Without
-        enough text fewer are taken, at least one of each.
-    steps, batch_size
-        Per layer: 200 steps of 8 windows of 1,024 tokens are 1.6 million tokens, after which the
-        paper's perplexity hardly moves; its own runs took 20 million.
-    learning_rate, mse_weight, xent_weight, seed
-        See `zeitgeist.compression.transfer.TransferOptions`.
-    """
-
-    window: int = field(default=64, metadata=_told("tokens that softmax still sees", _PAPER))
-    kind: str = field(default="sliding", metadata=_told("window: sliding or terraced", _PAPER))
-    blocks: int = field(default=2, metadata=_told("blocks of a terraced window", _PAPER))
-    sinks: int = field(
-        default=0, metadata=_told("first tokens that always stay near", "ours, an extension")
-    )
-    feature_map: str = field(default="hedgehog", metadata=_told("hedgehog or t2r", _PAPER))
-    feature_dim: int | None = field(
-        default=None, metadata=_told("columns of a map; none: half the head dimension", _PAPER)
-    )
-    layers: tuple[int, ...] | None = field(
-        default=None, metadata=_told("which to convert; none: all", _PAPER)
-    )
-    length: int = field(default=1024, metadata=_told("tokens of a window of text", _PAPER))
-    windows: int = field(default=64, metadata=_told("windows to learn from", "ours"))
-    validation: int = field(default=8, metadata=_told("windows to score on", "ours"))
-    steps: int = field(default=200, metadata=_told("optimiser steps per layer", _PAPER))
-    batch_size: int = field(default=8, metadata=_told("windows per step", _CODE))
-    learning_rate: float = field(default=1e-2, metadata=_told("of AdamW", _PAPER))
-    mse_weight: float = field(default=1000.0, metadata=_told("of the squared error", _CODE))
-    xent_weight: float = field(
-        default=0.0, metadata=_told("of cross-entropy between weights; 1 for 405B", _PAPER)
-    )
-    seed: int = field(default=0, metadata=_told("of the order of windows", "ours"))
-
-    def __post_init__(self) -> None:
-        for name, least in (("length", 2), ("windows", 1), ("validation", 1)):
-            if getattr(self, name) < least:
-                raise InputInvalid(
-                    f"{name} is {getattr(self, name)}", mend=f"give at least {least}"
-                )
-        check_window(self.window, self.kind, self.blocks, self.sinks)
-        FeatureMap(self.feature_map, 1, 1, 1 if self.feature_dim is None else self.feature_dim)
-        if not self.learning_rate > 0 or self.mse_weight < 0 or self.xent_weight < 0:
-            raise InputInvalid(
-                f"the learning rate is {self.learning_rate}, the weights {self.mse_weight} and "
-                f"{self.xent_weight}",
-                mend="give a positive rate and weights of 0 or more",
-            )
-        self.teaching()
-
-    def teaching(self) -> TransferOptions:
-        """The part that is about learning."""
-        named = ("steps", "batch_size", "learning_rate", "mse_weight", "xent_weight", "seed")
-        return TransferOptions(**{name: getattr(self, name) for name in named})
-
-    def recipe(self) -> dict[str, Any]:
-        """The part that is about attention."""
-        named = ("window", "kind", "blocks", "sinks", "feature_map", "feature_dim", "layers")
-        return {name: getattr(self, name) for name in named}
-
-
-@dataclass(frozen=True)
-class LinearizedReport:
-    """What `linearize` or `finetune` wrote.
-
-    Per layer (None where it stayed softmax): ``before`` and ``after``, squared error over variance;
-    ``entropy`` of softmax's weights in nats; ``gamma``, the window's weight per head. Perplexities
-    are on the validation windows: softmax's, and the linearized model's as written. ``trained``
-    parameters were learned in this step, of ``parameters`` in the model; ``tokens`` were read for
-    it. ``losses`` are those of LoRA. ``state_bytes`` are kept per sequence when the window has
-    filled, ``kv_bytes`` per token by softmax; from ``break_even`` tokens on the state is smaller
-    (None: never).
-    """
-
-    out: str
-    before: tuple[float | None, ...]
-    after: tuple[float | None, ...]
-    entropy: tuple[float | None, ...]
-    gamma: tuple[tuple[float, ...], ...]
-    perplexity_softmax: float
-    perplexity: float
-    trained: int
-    parameters: int
-    tokens: int
-    seconds: float
-    state_bytes: int
-    kv_bytes: int
-    break_even: int | None
-    losses: tuple[float, ...] = ()
 
 
 def linearize(
@@ -291,8 +170,8 @@ def linearize(
         target, overwrite=overwrite, inputs=[base.place], replaces=REPLACES
     ) as partial:
         write_small(partial, base, model, facts)
-        card = _card(target.name, base.reference, base.hashes, facts["options"], _notes(report))
-        (partial / "README.md").write_text(card, encoding="utf-8")
+        told = card(target.name, base, facts["options"], notes(report))
+        (partial / "README.md").write_text(told, encoding="utf-8")
     shutil.rmtree(kept.place, ignore_errors=True)
     return report
 
@@ -375,7 +254,7 @@ def finetune(
     key = repr((asdict(chosen), record["recipe"], sorted(source.hashes.items()), _read(train)))
     digest = hashlib.sha256(key.encode()).hexdigest()[:12]
     work = target.with_name(f".{target.name}.lora-{digest}")
-    losses, trained, first = _adapt(model, train, work, chosen, progress)
+    losses, trained, first = adapt(model, train, work, chosen, progress)
     report = LinearizedReport(
         **{
             **{name: _tuples(value) for name, value in taught.items()},
@@ -402,8 +281,8 @@ def finetune(
         write_small(partial, source, model, facts)
         shutil.copytree(work / ADAPTER, partial / ADAPTER)
         recipe = {**record["options"], "lora": asdict(chosen)}
-        card = _card(target.name, source.reference, source.hashes, recipe, _notes(report))
-        (partial / "README.md").write_text(card, encoding="utf-8")
+        told = card(target.name, source, recipe, notes(report))
+        (partial / "README.md").write_text(told, encoding="utf-8")
     for left in target.parent.glob(f".{glob.escape(target.name)}.lora-*"):
         shutil.rmtree(left, ignore_errors=True)
     return report
@@ -488,14 +367,14 @@ def export(
             if not (partial / name).exists() and path.name != "README.md":
                 (partial / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, partial / name)
-        notes = [
+        opens = (
             "Opens with AutoModelForCausalLM after `import zeitgeist.compression.hybrid_models`."
-        ]
+        )
         steps: dict[str, Any] = {
             name: record[name] for name in ("options", "finetune") if name in record
         }
-        card = _card(target.name, source.reference, source.hashes, steps, notes)
-        (partial / "README.md").write_text(card, encoding="utf-8")
+        told = card(target.name, source, steps, [opens])
+        (partial / "README.md").write_text(told, encoding="utf-8")
         _compare(model, partial)
     return target
 
@@ -524,87 +403,6 @@ def _told_layers(values: Sequence[float]) -> tuple[float | None, ...]:
     return tuple(None if math.isnan(value) else value for value in values)
 
 
-def _adapt(
-    model: Any, windows: Tensor, place: Path, settings: LoraSettings, progress: bool | None
-) -> tuple[tuple[float, ...], int, bool]:
-    """Train LoRA in place, save it to ``place/adapter`` and fold it in.
-
-    A stopped run goes on from the last checkpoint in ``place``. The losses, how much was trained,
-    and whether this process is the one that writes.
-    """
-    from peft import LoraConfig, get_peft_model
-    from transformers import (
-        PrinterCallback,
-        Trainer,
-        TrainerCallback,
-        TrainingArguments,
-        default_data_collator,
-    )
-    from transformers.trainer_utils import get_last_checkpoint
-
-    from zeitgeist.training.models import peft_warnings
-    from zeitgeist.training.trainer import seeded
-
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        target_modules=PROJECTIONS,
-    )
-    hidden = None if progress is None else not progress
-
-    class Bar(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            bar.update(state.global_step - bar.n)
-
-    with (
-        seeded(settings.seed),
-        peft_warnings(),
-        tqdm(total=settings.steps, desc="finetune", unit="step", disable=hidden) as bar,
-    ):
-        adapted = get_peft_model(model, config)
-        trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
-        arguments = TrainingArguments(
-            output_dir=str(place),
-            max_steps=settings.steps,
-            per_device_train_batch_size=settings.batch_size,
-            learning_rate=settings.learning_rate,
-            lr_scheduler_type="linear",
-            warmup_steps=min(settings.warmup_steps, settings.steps - 1),
-            weight_decay=0.0,
-            seed=settings.seed,
-            logging_steps=1,
-            logging_nan_inf_filter=False,
-            save_steps=max(1, settings.steps // CHECKPOINTS),
-            save_total_limit=1,
-            report_to=[],
-            use_cpu=model.device.type == "cpu",
-            dataloader_pin_memory=False,
-            disable_tqdm=True,
-        )
-        trainer = Trainer(
-            adapted,
-            arguments,
-            train_dataset=[{"input_ids": row, "labels": row} for row in windows],
-            data_collator=default_data_collator,
-            callbacks=[Bar()],
-        )
-        trainer.remove_callback(PrinterCallback)
-        begun = get_last_checkpoint(str(place)) if place.is_dir() else None
-        trainer.train(resume_from_checkpoint=begun)
-        first = trainer.is_world_process_zero()
-        if first:
-            adapted.save_pretrained(str(place / ADAPTER), save_embedding_layers=False)
-        adapted.merge_and_unload()
-    losses = tuple(log["loss"] for log in trainer.state.log_history if "loss" in log)
-    if not all(map(math.isfinite, losses)):
-        raise InputInvalid(
-            f"the loss became {losses[-1]} within {len(losses)} steps",
-            mend=f"lower the learning rate (now {settings.learning_rate})",
-        )
-    return losses, trained, first
-
-
 def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
@@ -621,31 +419,3 @@ def _compare(model: Any, place: Path) -> None:
             origin=place,
             mend="tell us which model this was; nothing was left at the output",
         )
-
-
-def _card(
-    name: str,
-    reference: str,
-    hashes: dict[str, str],
-    recipe: Mapping[str, Any],
-    notes: Sequence[str],
-) -> str:
-    return model_card(
-        title=name,
-        method=f"LoLCATs ({_PAPER})",
-        inputs=[{"reference": reference, "role": "base", "hashes": hashes}],
-        recipe=json.dumps(recipe, indent=2),
-        versions=versions(),
-        notes=[*notes, SENTENCE],
-    )
-
-
-def _notes(report: LinearizedReport) -> list[str]:
-    return [
-        f"Holds {MAPS}, which goes with the base: open it with zeitgeist.compression.linearize.load"
-        ", or write it whole with export.",
-        f"Perplexity of validation windows: {report.perplexity_softmax:.4g} softmax, "
-        f"{report.perplexity:.4g} linearized.",
-        f"{report.state_bytes:,} bytes are kept per sequence past the window, "
-        f"{report.kv_bytes:,} per token by softmax.",
-    ]

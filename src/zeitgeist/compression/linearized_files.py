@@ -8,7 +8,7 @@ That is some thousandths of the base's bytes. `save_pretrained` writes the whole
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -22,13 +22,25 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from zeitgeist.checkpoints import Checkpoint, is_adapter, open_checkpoint, resolve
+from zeitgeist.checkpoints import (
+    Checkpoint,
+    is_adapter,
+    model_card,
+    open_checkpoint,
+    resolve,
+    versions,
+)
 from zeitgeist.compression.healing import quiet
 from zeitgeist.compression.hybrid_models import PREFIX, LinearizedAttention, linearize_model
+from zeitgeist.compression.linearize_options import PAPER, LinearizedReport
 from zeitgeist.errors import ExtraMissing, InputInvalid, ReferenceUnresolved
 from zeitgeist.training import best_device, best_dtype
 
 RECORD, MAPS, ADAPTER = "lolcats.json", "maps.safetensors", "adapter"
+SENTENCE = (
+    "Nothing shrinks but the cost of a token: all weights of the base stay and maps are added. "
+    "The 0.04 B of the paper's table are training tokens, not parameters."
+)
 _RECIPE = (
     "window",
     "kind",
@@ -268,6 +280,40 @@ def _folded(model: Any, adapter: Path) -> Any:
 
     with peft_warnings():
         return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+
+
+def card(name: str, base: Base, recipe: Mapping[str, Any], told: Sequence[str]) -> str:
+    """The model card of a linearized model.
+
+    Parameters
+    ----------
+    name, base
+        What it is called, and what it was made from.
+    recipe
+        Every option of every step.
+    told
+        Sentences of its own; one about what shrinks follows.
+    """
+    return model_card(
+        title=name,
+        method=f"LoLCATs ({PAPER})",
+        inputs=[{"reference": base.reference, "role": "base", "hashes": base.hashes}],
+        recipe=json.dumps(recipe, indent=2),
+        versions=versions(),
+        notes=[*told, SENTENCE],
+    )
+
+
+def notes(report: LinearizedReport) -> list[str]:
+    """What the card of a small directory says of its report."""
+    return [
+        f"Holds {MAPS}, which goes with the base: open it with zeitgeist.compression.linearize.load"
+        ", or write it whole with export.",
+        f"Perplexity of validation windows: {report.perplexity_softmax:.4g} softmax, "
+        f"{report.perplexity:.4g} linearized.",
+        f"{report.state_bytes:,} bytes are kept per sequence past the window, "
+        f"{report.kv_bytes:,} per token by softmax.",
+    ]
 
 
 class LayerFiles:
