@@ -7,7 +7,12 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
+from zeitgeist.cli import inspect_circuit, inspect_heads, inspect_truth
+
 app = App(name="inspect", help="Look inside a model: where what flows, and what it would cost.")
+app.command(inspect_truth.app)
+app.command(inspect_circuit.app)
+app.command(inspect_heads.app)
 
 
 @app.command

@@ -1,0 +1,8 @@
+"""``zeitgeist inspect heads``."""
+
+from cyclopts import App
+
+app = App(
+    name="heads",
+    help="Attention sinks, drained values, residual peaks, and heads that sleep on some text.",
+)

@@ -1,0 +1,8 @@
+"""``zeitgeist inspect truth``."""
+
+from cyclopts import App
+
+app = App(
+    name="truth",
+    help="Whether a model knows that its answer is wrong: where the signal lies, probes, transfer.",
+)

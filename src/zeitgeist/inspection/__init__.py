@@ -1,0 +1,1 @@
+"""What a model knows, where, and how: probes, circuits, heads."""
