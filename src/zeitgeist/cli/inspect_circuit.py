@@ -3,5 +3,5 @@
 from cyclopts import App
 
 app = App(
-    name="circuit", help="Whether a set of edges does a task: find it, run it alone, test it."
+    name="circuit", help="Find the edges that do a task, run them alone, test them."
 )

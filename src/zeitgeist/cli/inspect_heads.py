@@ -4,5 +4,5 @@ from cyclopts import App
 
 app = App(
     name="heads",
-    help="Attention sinks, drained values, residual peaks, and heads that sleep on some text.",
+    help="Attention sinks, drained values, residual peaks, dormant heads.",
 )

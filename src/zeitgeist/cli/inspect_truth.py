@@ -4,5 +4,5 @@ from cyclopts import App
 
 app = App(
     name="truth",
-    help="Whether a model knows that its answer is wrong: where the signal lies, probes, transfer.",
+    help="Whether a model knows that its answer is wrong.",
 )
