@@ -205,6 +205,44 @@ def test_bytes_kept_are_bytes_asked_and_copies():
         assert not acts[key].requires_grad
 
 
+@every_family
+def test_what_is_reduced_inside_the_hook_is_what_is_reduced_afterwards(family):
+    model = build(family)
+    with capture(model, ["pattern", "z"]) as whole:
+        run(model)
+    own = {"pattern": lambda p: p.sum(2), ("pattern", 1): lambda p: p.amax((1, 2))}
+    with capture(model, ["pattern", "z"], reduce=own) as less:
+        run(model)
+    for layer in (0, 2):
+        assert torch.equal(less["pattern", layer], whole["pattern", layer].sum(2))
+    assert torch.equal(less["pattern", 1], whole["pattern", 1].amax((1, 2)))
+    assert torch.equal(less["z", 1], whole["z", 1])
+    kept = sum(less["pattern", layer].nbytes for layer in range(3))
+    assert kept == (2 * 2 * 4 * 9 + 2 * 9) * whole["pattern", 0].element_size()
+
+
+def test_a_reduction_sees_the_chosen_tokens_and_keeps_no_view():
+    model = build("Llama")
+    with capture(model, "resid_post", positions=[2, 5]) as whole:
+        run(model)
+    first = {"resid_post": lambda x: x[..., 0]}
+    with capture(model, "resid_post", positions=[2, 5, 99], reduce=first) as some:
+        run(model)
+    for layer in range(3):
+        found = some["resid_post", layer]
+        assert torch.equal(found, whole["resid_post", layer][..., 0])
+        assert found.untyped_storage().nbytes() == found.nbytes
+    with capture(model, "resid_post", layers=[0], positions=-1, reduce=first, grad=True) as some:
+        model(IDS)
+    assert some["resid_post", 0].requires_grad
+    with capture(model, "resid_post", layers=[0], reduce=first) as some:
+        run(model)
+        run(model, IDS[:1])
+    assert [len(part) for part in some.calls(("resid_post", 0))] == [2, 1]
+    with pytest.raises(InputInvalid, match="was reduced in 2 calls"):
+        some["resid_post", 0]
+
+
 def test_gradients_flow_when_asked():
     model = build("Llama")
     with capture(model, "attn_out", layers=[1], grad=True) as acts:
@@ -268,6 +306,8 @@ def test_saved_as_safetensors_and_never_over_a_file(tmp_path):
         (lambda m: patch(m, {"z": 0.0}), "'z' of which layer"),
         (lambda m: patch(m, {("z", 1): torch.zeros(3)}), r"\(2, 9, 4, 8\).*\(3,\)"),
         (lambda m: patch(m, {("z", 1): lambda z: z[:, :1, :1]}), None),
+        (lambda m: capture(m, "z", reduce={"v": torch.sum}), "'v' is to be reduced"),
+        (lambda m: capture(m, "z", layers=[1], reduce={("z", 0): torch.sum}), r"\('z', 1\)"),
         (lambda m: capture(torch.compile(m), "z"), "compiled"),
     ],
 )

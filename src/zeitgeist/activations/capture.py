@@ -7,8 +7,11 @@
     with patch(model, {("resid_post", 3): lambda x: 0 * x}):
         model(**inputs)
 
-Only the slices that were asked for are kept, copied out of the model's memory. While a model
-generates, each of its calls adds the tokens it saw.
+    with capture(model, "pattern", reduce={"pattern": lambda p: p.sum(2)}) as received:
+        model(**inputs)
+
+Only the slices that were asked for are kept, copied out of the model's memory; what is reduced is
+never held whole. While a model generates, each of its calls adds the tokens it saw.
 """
 
 import warnings
@@ -29,6 +32,7 @@ from zeitgeist.errors import InputInvalid
 Positions = int | str | Sequence[int] | None
 Key = tuple[str, int] | str
 Change = Tensor | float | Callable[[Tensor], Tensor]
+Reduction = Callable[[Tensor], Tensor]
 
 
 class Activations:
@@ -36,17 +40,22 @@ class Activations:
 
     Tensors are b x tokens x ...; several calls of a model (generation) are laid end to end. With
     ``positions="last"`` there is one token per call. ``pattern`` keeps one tensor per call, since
-    its last axis grows: `calls` has them all.
+    its last axis grows, and so does what was reduced: `calls` has them all.
     """
 
-    def __init__(self, sites: Sequence[Site]) -> None:
+    def __init__(self, sites: Sequence[Site], reduced: frozenset[Key] = frozenset()) -> None:
         self._kept: dict[Key, list[Tensor]] = {site.key: [] for site in sites}
+        self._reduced = reduced
 
     def __getitem__(self, key: Key) -> Tensor:
         """All calls, end to end along tokens."""
         parts = self.calls(key)
         if len(parts) == 1:
             return parts[0]
+        if key in self._reduced:
+            raise InputInvalid(
+                f"{key!r} was reduced in {len(parts)} calls of the model", mend="take .calls(...)"
+            )
         if len({(part.shape[0], *part.shape[2:]) for part in parts}) > 1:
             raise InputInvalid(
                 f"{key!r} was seen {len(parts)} times in shapes that do not follow each other: "
@@ -102,6 +111,7 @@ def capture(
     layers: Sequence[int] | None = None,
     positions: Positions = None,
     grad: bool = False,
+    reduce: Mapping[Key, Reduction] | None = None,
 ) -> Iterator[Activations]:
     """Keep what goes through a model inside the block.
 
@@ -119,6 +129,10 @@ def capture(
         of each row that the attention mask does not hide.
     grad
         Keep the graph, so that gradients flow; else detached copies.
+    reduce
+        Site, or ``(site, layer)``, to a function of its tensor as it is shown here, at the chosen
+        positions. It runs inside the hook and only what it gives is kept: sums over an attention
+        pattern take b x heads x tokens where the pattern itself takes tokens times as much.
 
     Yields
     ------
@@ -128,7 +142,8 @@ def capture(
     Raises
     ------
     InputInvalid
-        An unknown site or layer, or a compiled model, whose hooks do not run.
+        An unknown site or layer, a reduction of a site that is not captured, or a compiled model,
+        whose hooks do not run.
 
     Examples
     --------
@@ -145,16 +160,24 @@ def capture(
     chosen = _chosen(model, [sites] if isinstance(sites, str) else sites, layers)
     if isinstance(positions, str) and positions != "last":
         raise InputInvalid(f"the positions are {positions!r}", mend='give numbers or "last"')
-    acts = Activations(chosen)
+    reducing = _reductions(chosen, reduce or {})
+    acts = Activations(chosen, frozenset(reducing))
     tracker = _Tracker(positions)
 
     def keeper(site: Site) -> Callable[[Tensor], None]:
         axis = 2 if site.side == "pattern" else 1
+        function = reducing.get(site.key)
 
         def keep(x: Tensor) -> None:
             shown_as = site.view(x)
             if not grad:
                 shown_as = shown_as.detach()
+            if function is not None:
+                some = shown_as if positions is None else tracker.slice(shown_as, axis)
+                if some.shape[axis]:
+                    # A view would keep the whole tensor alive.
+                    acts._kept[site.key].append(function(some).clone())
+                return
             part = tracker.slice(shown_as, axis)
             if part.shape[axis]:
                 acts._kept[site.key].append(part)
@@ -391,6 +414,18 @@ def _chosen(model: Any, names: Sequence[str], layers: Sequence[int] | None) -> l
             site = resolve_site(model, name, layer, layout=layout)
             found[site.key] = site
     return list(found.values())
+
+
+def _reductions(chosen: Sequence[Site], given: Mapping[Key, Reduction]) -> dict[Key, Reduction]:
+    """The function of every site that has one; that of a layer goes before that of all layers."""
+    for key in given:
+        if not any(key in (site.key, site.name) for site in chosen):
+            raise InputInvalid(
+                f"{key!r} is to be reduced and is not captured",
+                mend=f"there are {', '.join(repr(site.key) for site in chosen)}",
+            )
+    found = {site.key: given.get(site.key, given.get(site.name)) for site in chosen}
+    return {key: function for key, function in found.items() if function is not None}
 
 
 def _check_runs(model: Any) -> None:
