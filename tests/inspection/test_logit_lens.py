@@ -1,4 +1,4 @@
-"""The lens after the last layer is the model, and before it what the model would say without the rest."""
+"""After the last layer the lens is the model; before, what it would say without the rest."""
 
 import pytest
 import torch

@@ -1,8 +1,9 @@
 """The logit lens: what a model would say if it stopped after each layer.
 
-The residual stream after every layer is sent through what the model itself does after its last one:
-final norm, output matrix, soft cap. That tail is not looked up by name; the model runs with the output
-of its last block replaced, so that the lens after the last layer is the model, for any architecture.
+The residual stream after every layer is sent through what the model itself does after its last
+one: final norm, output matrix, soft cap. That tail is not looked up by name; the model runs with
+the output of its last block replaced, so that the lens after the last layer is the model, for any
+architecture.
 
 Sizes: d depth, b batch, t tokens, v vocabulary, k best tokens.
 """
