@@ -73,7 +73,7 @@ def alpha_gradient(
     others: Float[Tensor, " v"],
     total: float,
 ) -> Float[Tensor, " v"]:
-    """d loss / d alpha_v = pi_v e^{alpha_v} (q_v - p_v) . (W beta - others) / (e^{alpha_v} + W)^2."""
+    """d loss / d alpha_v = pi_v e^{alpha_v} (q_v - p_v).(W beta - others) / (e^{alpha_v} + W)^2."""
     q = predicted(log_p, alpha, beta, others, total).exp()
     weight = alpha.exp()
     inner = ((q - log_p.exp()) * (total * beta - others)).sum(-1)
