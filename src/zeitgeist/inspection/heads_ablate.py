@@ -217,7 +217,7 @@ class _Bench:
             for ids in each.ids.split(self.options.batch_size):
                 names = sorted({name for name, _ in sites.values()})
                 layers = sorted({layer for _, layer in sites.values()})
-                reduce = dict.fromkeys(names, total)
+                reduce: dict[Key, Reduction] = dict.fromkeys(names, total)
                 with capture(self.model, names, layers=layers, reduce=reduce) as acts:
                     run_inside(self.model, ids)
                 for part, site in sites.items():
