@@ -484,7 +484,7 @@ def _tell_toy(run: "ToyRun") -> None:
         value = (own.value_first or 0.0) / (own.value_others or 1.0)
         norms = "  ".join(f"{x.stream_first:.1f}/{x.stream_others:.1f}" for x in record.layers)
         print(
-            f"{record.step:7d} {record.copy_loss:8.4f} {record.bigram_excess:7.3f} "
+            f"{record.step:7d} {record.copy_loss or 0.0:8.4f} {record.bigram_excess or 0.0:7.3f} "
             f"{record.copying_layer:5d} {own.sink_idle or 0.0:5.2f} "
             f"{own.sink_trigger or 0.0:7.2f} {own.sink_logit or 0.0:6.1f} {value:6.2f}  {norms}"
         )

@@ -214,7 +214,7 @@ def toy_chart(records: Sequence[ToyRecord]) -> Figure:
     """
     where = records[-1].copying_layer
     series = {
-        "loss after triggers": [each.copy_loss for each in records],
+        "loss after triggers": [each.copy_loss or 0.0 for each in records],
         "idle attention on the first token": [
             each.layers[where].sink_idle or 0.0 for each in records
         ],
