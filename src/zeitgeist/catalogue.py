@@ -108,6 +108,7 @@ AREAS: tuple[Area, ...] = (
         "the same model, cheaper",
         "zeitgeist.studies.compression:STUDY",
     ),
+    Area("inspection", "Inspection", "what a model knows, where, and how"),
 )
 
 SYSTEMS: tuple[System, ...] = (
@@ -293,6 +294,48 @@ print(found.first, found.second, found.value, found.certificate)
             "All pairs are compared: 100,000 items are 5 billion products.",
             "The theorem is conditional, worst-case and asymptotic; no experiment tests it.",
         ),
+    ),
+    System(
+        slug="active-dormant-heads",
+        title=(
+            "Active-Dormant Attention Heads: Mechanistically Demystifying Extreme-Token Phenomena "
+            "in LLMs"
+        ),
+        authors="Guo, Pai, Bai, Jiao, Jordan, Mei",
+        arxiv="2410.13835",
+        sections=("Theory",),
+        area="inspection",
+        purpose="find attention sinks, drained values, residual peaks and heads that sleep",
+        door="zeitgeist.inspection.heads:scan",
+        command="inspect heads scan",
+        example="zeitgeist inspect heads scan MODEL --domain prose=a.txt --domain code=b.txt",
+        configs={
+            "scan": "zeitgeist.inspection.heads:HeadsOptions",
+            "toy": "zeitgeist.inspection.heads_toy:ToyOptions",
+        },
+        page="docs/active-dormant-heads.md",
+        study="zeitgeist.studies.active_dormant_heads:STUDY",
+        python="""\
+from zeitgeist.inspection.heads import scan
+
+report = scan(model, tokenizer, {"prose": [text], "code": [source]})
+print(report.sinks, report.gaps("prose", "code")[:5])
+""",
+        limits=(
+            "Where a token is a sink and a head dormant are thresholds: read the numbers too.",
+            "Small models have graded heads, not heads that switch on and off.",
+        ),
+        published={
+            "toy": {
+                "width": 256,
+                "length": 256,
+                "batch_size": 512,
+                "steps": 10_000,
+                "weight_decay": 1e-4,
+                "triggers": 3,
+                "seed": 42,
+            }
+        },
     ),
 )
 

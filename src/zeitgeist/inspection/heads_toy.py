@@ -22,6 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from zeitgeist.checkpoints import new_directory, versions
+from zeitgeist.checkpoints.atomic import remove
 from zeitgeist.errors import InputInvalid
 from zeitgeist.inspection.heads_bigram import (
     Bigrams,
@@ -64,11 +65,12 @@ class LayerRecord:
 
 @dataclass(frozen=True)
 class ToyRecord:
-    """The model at one step: loss after triggers, loss elsewhere above the best, and its layers."""
+    """The model at one step: loss after triggers (None: there are none), loss elsewhere above the
+    best, and its layers."""
 
     step: int
-    copy_loss: float
-    bigram_excess: float
+    copy_loss: float | None
+    bigram_excess: float | None
     layers: tuple[LayerRecord, ...]
 
     @property
@@ -195,6 +197,10 @@ def _place(out: str | Path | None, overwrite: bool) -> Iterator[Path | None]:
     with new_directory(
         Path(out), overwrite=overwrite, keep_partial=True, replaces=(RECORD,)
     ) as partial:
+        # What is there is of a run that was stopped; only its state is used.
+        for path in partial.iterdir():
+            if path.name != STATE:
+                remove(path)
         yield partial
 
 
@@ -372,8 +378,8 @@ def relative_to_others(logits: Float[Tensor, "b n n"]) -> Float[Tensor, "b n"]:
     return made
 
 
-def _mean(x: Float[Tensor, "b n"], chosen: Bool[Tensor, "b n"]) -> float:
-    return float(x[chosen].double().mean())
+def _mean(x: Float[Tensor, "b n"], chosen: Bool[Tensor, "b n"]) -> float | None:
+    return float(x[chosen].double().mean()) if bool(chosen.any()) else None
 
 
 def _record_of(told: dict[str, Any]) -> ToyRecord:

@@ -83,6 +83,8 @@ class ToyOptions:
                 raise InputInvalid(
                     f"{name} is {getattr(self, name)}", mend=f"give at least {least}"
                 )
+        if not 0 <= self.seed < 2**31:
+            raise InputInvalid(f"seed is {self.seed}", mend="give 0 to 2147483647")
         for name in ("learning_rate", "weight_decay"):
             if getattr(self, name) < 0:
                 raise InputInvalid(f"{name} is {getattr(self, name)}", mend="give at least 0")

@@ -6,6 +6,7 @@ from typing import Any
 from zeitgeist.errors import ExtraMissing
 from zeitgeist.evidence import Evidence, summary
 from zeitgeist.evidence.figures import Figure
+from zeitgeist.inspection.heads_charts import sink_maps
 from zeitgeist.studies.looks_charts import (
     GREEN,
     GREY,
@@ -44,7 +45,7 @@ KINDS: Mapping[str, Look] = {
     "MLP": (SKY, "square", LONG),
     "attention": (ORANGE, "circle", SOLID),
 }
-PANELS = {
+PANELS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "sink_at": ("attention on the first token where nothing is to be copied", {"tokens": "idle"}),
     "value_at": ("value norm of the first token / others'", {}),
     "stream_at": ("its residual norm behind layer 0", {"layer": 0, "token": "first"}),
@@ -160,66 +161,6 @@ def over_steps(points: list[dict[str, Any]], title: str) -> Layers:
             y=y, shape=shape, tooltip=tooltips({"title": "arm", "step": "step"}, title, ".3f")
         ),
     )
-
-
-def sink_maps(points: list[dict[str, Any]]) -> alt.TopLevelMixin:
-    """Layer x head maps: a domain each, and the first less the last.
-
-    Parameters
-    ----------
-    points
-        With ``domain``, ``layer``, ``head`` and ``value``.
-    """
-    domains = list(dict.fromkeys(point["domain"] for point in points))
-    maps = [
-        heat([p for p in points if p["domain"] == domain], domain, "viridis", [0.0, 1.0])
-        for domain in domains
-    ]
-    if len(domains) > 1:
-        first, last = domains[0], domains[-1]
-        known = {(p["layer"], p["head"]): p["value"] for p in points if p["domain"] == last}
-        gaps = [
-            {**p, "value": p["value"] - known[p["layer"], p["head"]]}
-            for p in points
-            if p["domain"] == first
-        ]
-        widest = max(0.05, *(abs(gap["value"]) for gap in gaps))
-        maps.append(heat(gaps, f"{first} - {last}", "purpleorange", [-widest, widest]))
-    made: alt.TopLevelMixin = alt.hconcat(*maps, spacing=12).resolve_scale(color="independent")
-    return made
-
-
-def heat(points: list[dict[str, Any]], title: str, scheme: str, domain: list[float]) -> alt.Chart:
-    """One map, layers across and heads down.
-
-    Parameters
-    ----------
-    points
-        With ``layer``, ``head`` and ``value``.
-    title, scheme, domain
-        Of the map, its colours, and from where to where they go.
-    """
-    chart: alt.Chart = (
-        alt.Chart(alt.InlineData(values=points), title=title)
-        .mark_rect()
-        .encode(
-            x=alt.X("head:O", title="head", axis=alt.Axis(labelOverlap=True, labelAngle=0)),
-            y=alt.Y("layer:O", title="layer", axis=alt.Axis(labelOverlap=True)),
-            color=alt.Color(
-                "value:Q",
-                title=None,
-                scale=alt.Scale(scheme=scheme, domain=domain),
-                legend=alt.Legend(orient="bottom", gradientLength=130, tickCount=3),
-            ),
-            tooltip=[
-                alt.Tooltip("layer:O"),
-                alt.Tooltip("head:O"),
-                alt.Tooltip("value:Q", format=".2f", title="sink mass"),
-            ],
-        )
-        .properties(width=150, height=330)
-    )
-    return chart
 
 
 def streams(points: list[dict[str, Any]]) -> alt.TopLevelMixin:

@@ -9,7 +9,7 @@ from zeitgeist.studies.active_dormant_heads_language import measured as language
 from zeitgeist.studies.active_dormant_heads_toy import flow, toy
 
 QUICK_TOY: Mapping[str, Any] = {
-    "toy": {"width": 48, "length": 48, "batch_size": 32, "steps": 600, "record_every": 50},
+    "toy": {"width": 48, "length": 48, "batch_size": 32, "steps": 800, "record_every": 50},
     "rates": {"adam": {1: 3e-3, 3: 1e-3}, "sgd": {1: 0.1, 3: 0.1}},
 }
 FULL_TOY: Mapping[str, Any] = {

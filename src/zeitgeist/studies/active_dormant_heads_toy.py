@@ -12,7 +12,6 @@ Sink, drain and losses are means over the last three records, at the layer that 
 token before a trigger.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -59,13 +58,14 @@ def ends(records: Sequence[ToyRecord]) -> Iterator[Measured]:
     for tokens, name in (("idle", "sink_idle"), ("trigger", "sink_trigger")):
         yield Measured("sink", _mean([getattr(row, name) for row in rows]), {"tokens": tokens})
     yield Measured("drain", 1 - _mean([_ratio(row) for row in rows]))
-    yield Measured("copy_loss", _mean([record.copy_loss for record in last]))
-    yield Measured("excess", _mean([record.bigram_excess for record in last]))
+    yield Measured("copy_loss", _mean([record.copy_loss or 0.0 for record in last]))
+    yield Measured("excess", _mean([record.bigram_excess or 0.0 for record in last]))
 
 
 def slopes(records: Sequence[ToyRecord]) -> Iterator[Measured]:
     """How things grow once copying is learned; nothing where it never is, or only at the end."""
-    start = next((i for i, each in enumerate(records) if each.copy_loss <= LEARNED), len(records))
+    losses = [record.copy_loss or 0.0 for record in records]
+    start = next((i for i, loss in enumerate(losses) if loss <= LEARNED), len(records))
     late = records[start:]
     if len(late) < 6:
         return
@@ -94,7 +94,7 @@ def curves(records: Sequence[ToyRecord]) -> Iterator[Measured]:
         yield Measured("sink_at", own.sink_trigger or 0.0, {**at, "tokens": "trigger"})
         yield Measured("logit_at", own.sink_logit or 0.0, at)
         yield Measured("value_at", _ratio(own), at)
-        yield Measured("copy_at", record.copy_loss, at)
+        yield Measured("copy_at", record.copy_loss or 0.0, at)
 
 
 def flow(arm: str, group: Group) -> Iterator[Measured]:
@@ -138,8 +138,9 @@ def explained(x: Line, y: Line) -> float:
     >>> round(explained(np.array([0.0, 1.0, 2.0]), np.array([1.0, 3.0, 5.0])), 6)
     1.0
     """
-    found = np.corrcoef(x, y)[0, 1]
-    return float(found**2) if math.isfinite(found) else 0.0
+    total = float(np.square(y - y.mean()).sum())
+    left = y - y.mean() - slope(x, y) * (x - x.mean())
+    return 1 - float(np.square(left).sum()) / total if total > 0 else 0.0
 
 
 def _ratio(row: LayerRecord) -> float:
