@@ -13,8 +13,9 @@ computed: what they would write is multiplied by 0 all the way.
 Letters: c circuits, n examples, t positions, d width, s sources, r receivers, v outputs.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal, get_args
 
 import numpy as np
@@ -264,22 +265,28 @@ class CircuitRunner:
 
     @torch.no_grad()
     def scores(
-        self, circuits: Bool[np.ndarray, "c s r"], *, progress: tqdm | None = None
+        self,
+        circuits: Iterable[Bool[np.ndarray, "s r"]],
+        count: int,
+        *,
+        progress: tqdm | None = None,
     ) -> Float[np.ndarray, "c n"]:
         """The score of every circuit on every example.
 
         Parameters
         ----------
         circuits
-            Edges that are there.
+            Edges that are there; they are taken as they are needed.
+        count
+            How many there are.
         progress
             A bar over circuits to move on.
         """
-        found = np.empty((len(circuits), len(self.pairs)))
+        found = np.empty((count, len(self.pairs)))
         largest = max(len(part) for part, _, _ in self._parts)
-        step = max(1, self.rows // largest)
-        for first in range(0, len(circuits), step):
-            some = circuits[first : first + step]
+        coming, step = iter(circuits), max(1, self.rows // largest)
+        for first in range(0, count, step):
+            some = np.stack(list(islice(coming, min(step, count - first))))
             needed = np.any([reaching(self.graph, each) for each in some], axis=0)
             at = 0
             for part, own, carried in self._parts:
@@ -295,7 +302,7 @@ class CircuitRunner:
 
     def one(self, circuit: Bool[np.ndarray, "s r"]) -> Float[np.ndarray, " n"]:
         """The scores of one circuit."""
-        alone: Float[np.ndarray, " n"] = self.scores(circuit[None])[0]
+        alone: Float[np.ndarray, " n"] = self.scores([circuit], 1)[0]
         return alone
 
 
