@@ -4,12 +4,12 @@
     compiler/bin/python examples/compile_tracr.py weights.npz
     python examples/compile_tracr.py weights.npz src/zeitgeist/inspection/tracr
 
-The first step needs tracr (Apache-2.0, Google DeepMind; JAX, about 650 MB) and writes arrays; the
-second needs zeitgeist and writes a `SmallTransformer` per program. What the compiled programs answer
-on some inputs is kept beside the weights, so that tests can compare without tracr.
+The first step needs tracr (Apache-2.0, Google DeepMind; JAX, about 650 MB) and writes arrays;
+the second needs zeitgeist and writes a `SmallTransformer` per program. What the compiled programs
+answer on some inputs is kept beside the weights, so that tests can compare without tracr.
 
-Lindner, Kramar, Farquhar, Rahtz, McGrath, Mikulik: "Tracr: Compiled Transformers as a Laboratory for
-Interpretability", arXiv 2301.05062.
+Lindner, Kramar, Farquhar, Rahtz, McGrath, Mikulik: "Tracr: Compiled Transformers as a Laboratory
+for Interpretability", arXiv 2301.05062.
 """
 
 import json
@@ -72,7 +72,9 @@ def converted(path: Path, place: Path) -> None:
     arrays = dict(np.load(path, allow_pickle=False))
     for name in EXAMPLES:
         told = json.loads(str(arrays[f"{name}/told"]))
-        token, place_ = (arrays[f"{name}/{each}/embeddings"] for each in ("token_embed", "pos_embed"))
+        token, place_ = (
+            arrays[f"{name}/{each}/embeddings"] for each in ("token_embed", "pos_embed")
+        )
         layers, width = told["layers"], token.shape[1]
         model = SmallTransformer(
             SmallConfig(

@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float
 from tqdm import tqdm
 
 from zeitgeist.errors import InputInvalid, did_you_mean
+from zeitgeist.inspection.circuit_bench import Bench
 from zeitgeist.inspection.circuit_discovery import find_circuit
 from zeitgeist.inspection.circuit_graph import Graph
 from zeitgeist.inspection.circuit_llama import circuit_model
@@ -29,7 +30,7 @@ from zeitgeist.inspection.circuit_options import CircuitOptions, DiscoveryOption
 from zeitgeist.inspection.circuit_report import CircuitReport, TestRecord
 from zeitgeist.inspection.circuit_runner import CircuitRunner
 from zeitgeist.inspection.circuit_tasks import Pairs, Score, score_named
-from zeitgeist.inspection.circuit_tests import TESTS, Bench
+from zeitgeist.inspection.circuit_tests import TESTS
 
 __all__ = [
     "CircuitOptions",
@@ -46,8 +47,8 @@ __all__ = [
 class Discovery:
     """A circuit that was found, and its mean score in a masked run.
 
-    ``scores`` are those of all edges, None where edges were only cut. ``circuit_score`` lies between
-    ``model_score`` and ``cut_score`` where the circuit is of any use; lower is better.
+    ``scores`` are those of all edges, None where edges were only cut. ``circuit_score`` lies
+    between ``model_score`` and ``cut_score`` where the circuit is of any use; lower is better.
     """
 
     graph: Graph
@@ -177,12 +178,11 @@ def verify(
         raise InputInvalid("no test is asked for", mend=f"take some of {', '.join(TESTS)}")
     runner = _runner(model, pairs, score, chosen)
     edges = _edges(runner.graph, circuit)
-    total = 3 + ("minimality" in names) * (int(edges.sum()) + 2 * chosen.draws)
+    tried = min(int(edges.sum()), chosen.minimality_edges or int(edges.sum()))
+    total = 3 + ("minimality" in names) * (tried + 2 * chosen.draws)
     flexible = ("sufficiency" in names) + ("necessity" in names)
     total += flexible * (1 + len(chosen.sizes)) * chosen.draws
-    with tqdm(
-        total=total, desc="circuits", unit="circuit", disable=not _shown(progress)
-    ) as bar:
+    with tqdm(total=total, desc="circuits", unit="circuit", disable=not _shown(progress)) as bar:
         bench = Bench(runner, edges, chosen, bar)
         records = tuple(TESTS[name](bench) for name in names)
     return CircuitReport(

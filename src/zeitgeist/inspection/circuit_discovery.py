@@ -7,9 +7,10 @@ linear,
 
 Syed, Rager, Conmy: arXiv 2310.10348. With gradients averaged over m points between replacement and
 input it is EAP-IG (Hanna, Pezzelle, Belinkov: arXiv 2403.17806), along the inputs or along what one
-layer's sources write; along the masks of all edges at once it is complete: the scores add up to what
-cutting everything does. ACDC (Conmy et al.: arXiv 2304.14997) walks from the logits down and cuts an
-edge where that costs less than tau; pruning cuts in the order of EAP-IG, the smallest first.
+layer's sources write; along the masks of all edges at once it is complete: the scores add up to
+what cutting everything does. ACDC (Conmy et al.: arXiv 2304.14997) walks from the logits down and
+cuts an edge where that costs less than tau; pruning cuts in the order of EAP-IG, the smallest
+first.
 
 What a circuit is worth is said by a masked run, never by the sum of its scores.
 """
@@ -25,7 +26,7 @@ from tqdm import tqdm
 
 from zeitgeist.errors import InputInvalid
 from zeitgeist.inspection.circuit_graph import Graph, prune
-from zeitgeist.inspection.circuit_options import Along, DiscoveryOptions
+from zeitgeist.inspection.circuit_options import DiscoveryOptions
 from zeitgeist.inspection.circuit_runner import CircuitRunner, masked_logits, trace
 
 Edge = tuple[int, int]
@@ -47,7 +48,7 @@ def eap_ig(
     runner: CircuitRunner,
     *,
     steps: int = 5,
-    along: Along = "inputs",
+    along: str = "inputs",
     progress: tqdm | None = None,
 ) -> Float[np.ndarray, "s r"]:
     """As `eap`, with gradients averaged over points between what cut edges carry and the input.
@@ -118,9 +119,7 @@ def _stages(graph: Graph) -> dict[int, slice]:
 def _products(
     apart: Float[Tensor, "s n t d"], slopes: Float[Tensor, "r n t d"]
 ) -> Float[np.ndarray, "s r"]:
-    made: Float[np.ndarray, "s r"] = (
-        (apart.flatten(1) @ slopes.flatten(1).T).double().cpu().numpy()
-    )
+    made: Float[np.ndarray, "s r"] = (apart.flatten(1) @ slopes.flatten(1).T).double().cpu().numpy()
     return made
 
 
@@ -155,7 +154,8 @@ def greedy_edges(
     for column, rows in enumerate(graph.leads_to):
         for row in rows:
             behind[row].append(column)
-    found, open_columns, waiting = graph.empty(), set(), []
+    found, open_columns = graph.empty(), set()
+    waiting: list[tuple[float, int, int]] = []
 
     def open_column(column: int) -> None:
         if column not in open_columns:

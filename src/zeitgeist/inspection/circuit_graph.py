@@ -58,7 +58,7 @@ class Graph:
     @cached_property
     def receivers(self) -> tuple[str, ...]:
         """Names, in the order in which they are read."""
-        found = []
+        found: list[str] = []
         for layer in range(self.layers):
             for kind, count in (("q", self.heads), ("k", self.kv_heads), ("v", self.kv_heads)):
                 found += [f"a{layer}.h{head}.{kind}" for head in range(count)]
@@ -100,12 +100,16 @@ class Graph:
     @cached_property
     def allowed(self) -> Bool[np.ndarray, "s r"]:
         """All edges: the circuit that is the model."""
-        return np.arange(len(self.receivers))[None, :] >= self.first_read[:, None]
+        made: Bool[np.ndarray, "s r"] = (
+            np.arange(len(self.receivers))[None, :] >= self.first_read[:, None]
+        )
+        return made
 
     @cached_property
     def leads_to(self) -> tuple[tuple[int, ...], ...]:
         """By receiver: the rows of what is written from it; none behind the logits."""
-        group, found = self.heads // self.kv_heads, []
+        group = self.heads // self.kv_heads
+        found: list[tuple[int, ...]] = []
         for layer in range(self.layers):
             first = self.head_source(layer)
             found += [(first + head,) for head in range(self.heads)]
@@ -193,10 +197,9 @@ class Graph:
                 f"{node!r} is no node of this model", origin=origin, mend=did_you_mean(node, known)
             )
         inside = np.array([name in wanted for name in self.sources])
-        reads = [
-            any(inside[list(rows)]) if rows else "logits" in wanted for rows in self.leads_to
-        ]
-        return self.allowed & inside[:, None] & np.array(reads)[None, :]
+        reads = [any(inside[list(rows)]) if rows else "logits" in wanted for rows in self.leads_to]
+        made: Bool[np.ndarray, "s r"] = self.allowed & inside[:, None] & np.array(reads)[None, :]
+        return made
 
 
 def reaching(graph: Graph, circuit: Bool[np.ndarray, "s r"]) -> Bool[np.ndarray, " s"]:
@@ -235,7 +238,8 @@ def prune(graph: Graph, circuit: Bool[np.ndarray, "s r"]) -> Bool[np.ndarray, "s
     ['embed->a0.h0.v', 'a0.h0->logits']
     """
     ends = _live_columns(graph, reaching(graph, circuit))
-    return circuit & reached(graph, circuit)[:, None] & ends[None, :]
+    made: Bool[np.ndarray, "s r"] = circuit & reached(graph, circuit)[:, None] & ends[None, :]
+    return made
 
 
 def _live_columns(graph: Graph, live: Bool[np.ndarray, " s"]) -> Bool[np.ndarray, " r"]:

@@ -7,7 +7,7 @@ computes something else is refused.
 Letters as in `zeitgeist.inspection.circuit_models`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -96,7 +96,7 @@ class LlamaCircuit:
         """The attention's output bias, where there is one."""
         linear = self.layers[layer].self_attn.o_proj
         if linear.bias is None:
-            return linear.weight.new_zeros(linear.out_features)
+            return torch.zeros_like(linear.weight[:, 0])
         found: Tensor = linear.bias
         return found
 
@@ -121,7 +121,8 @@ class Gpt2Circuit:
         """Token and position embeddings, added."""
         stem = self.model.transformer
         places = torch.arange(tokens.shape[1], device=tokens.device)
-        return (stem.wte(tokens) + stem.wpe(places))[None]
+        found: Tensor = stem.wte(tokens) + stem.wpe(places)
+        return found[None]
 
     def heads(
         self,
@@ -137,11 +138,11 @@ class Gpt2Circuit:
         # (d, 3hd) as 3 x h matrices of d x e
         weights = fused.weight.unflatten(1, (3, heads, -1)).permute(1, 2, 0, 3)
         biases = fused.bias.unflatten(0, (3, heads, -1))
-        projected = [
+        q, k, v = (
             project(block.ln_1(x), _some(weights[i], chosen), biases[i][list(chosen)])
             for i, x in enumerate((q, k, v))
-        ]
-        mixed = F.scaled_dot_product_attention(*projected, is_causal=True)
+        )
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         out = block.attn.c_proj.weight.unflatten(0, (heads, -1))
         return project(mixed, _some(out, chosen), None)
 
@@ -193,7 +194,7 @@ def circuit_model(model: Any) -> CircuitModel:
             f"a {type(model).__name__} is no model whose edges can be cut",
             mend="give a transformers model or a CircuitModel",
         )
-    known = {"llama": LlamaCircuit, "gpt2": Gpt2Circuit}
+    known: dict[str, Callable[[Any], CircuitModel]] = {"llama": LlamaCircuit, "gpt2": Gpt2Circuit}
     name = layout_of(model).name
     if name not in known:
         raise InputInvalid(
@@ -202,7 +203,7 @@ def circuit_model(model: Any) -> CircuitModel:
         )
     _check_plain(model)
     model.eval()
-    made: CircuitModel = known[name](model)
+    made = known[name](model)
     _check_equal(model, made)
     return made
 

@@ -175,15 +175,15 @@ class SmallTransformer(nn.Module):
     ) -> Float[Tensor, "h m t d"]:
         """What the chosen heads write."""
         some = list(chosen)
-        projected = [
+        q, k, v = (
             project(self.normed(2 * layer, x), weight[layer][some], bias[layer][some])
             for x, weight, bias in (
                 (q, self.q, self.q_bias),
                 (k, self.k, self.k_bias),
                 (v, self.v, self.v_bias),
             )
-        ]
-        mixed = F.scaled_dot_product_attention(*projected, is_causal=self.config.causal)
+        )
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.config.causal)
         return project(mixed, self.o[layer][some], None)
 
     def mlp(self, layer: int, x: Float[Tensor, "m t d"]) -> Float[Tensor, "m t d"]:
@@ -239,7 +239,7 @@ class SmallTransformer(nn.Module):
             with safe_open(path, "pt") as file:
                 config = SmallConfig(**json.loads((file.metadata() or {})[CONFIG]))
                 weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            made = cls(config)
+            made = cls(config).to(weights["token"].dtype)
             made.load_state_dict(weights)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise InputInvalid(
@@ -247,7 +247,7 @@ class SmallTransformer(nn.Module):
                 origin=path,
                 mend="give a file that SmallTransformer.save wrote, or a directory",
             ) from error
-        return made.to(next(iter(weights.values())).dtype).eval()
+        return made.eval()
 
 
 def project(
@@ -260,4 +260,4 @@ def project(
     made = flat.expand(weight.shape[0], -1, -1) @ weight
     if bias is not None:
         made = made + bias[:, None]
-    return made.unflatten(1, x.shape[1:3])
+    return made.reshape(len(made), *x.shape[1:3], made.shape[-1])

@@ -85,8 +85,10 @@ class CircuitReport:
             for words in each.warnings:
                 yield f"{each.name}: {words}"
         flagged = [
-            row["edge"] for each in self.tests for row in each.table if row.get("rejected") is True
-            and "edge" in row
+            row["edge"]
+            for each in self.tests
+            for row in each.table
+            if row.get("rejected") is True and "edge" in row
         ]
         if flagged:
             shown = ", ".join(flagged[:12]) + (" ..." if len(flagged) > 12 else "")

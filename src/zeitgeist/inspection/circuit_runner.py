@@ -13,10 +13,9 @@ computed: what they would write is multiplied by 0 all the way.
 Letters: c circuits, n examples, t positions, d width, s sources, r receivers, v outputs.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -29,8 +28,7 @@ from zeitgeist.inspection.circuit_graph import Graph, reaching
 from zeitgeist.inspection.circuit_models import CircuitModel
 from zeitgeist.inspection.circuit_tasks import Pairs, Score
 
-Ablation = Literal["replacement", "zero", "mean"]
-ABLATIONS: tuple[str, ...] = get_args(Ablation)
+ABLATIONS = ("replacement", "zero", "mean")
 
 
 @dataclass(frozen=True)
@@ -142,16 +140,14 @@ def masked_logits(
     wanted = np.ones(len(graph.sources), dtype=bool) if needed is None else needed
     first = model.embed(tokens)
     shape = first.shape[1:]
-    stack = _Stack(
-        int(wanted.sum()), circuits, shape.numel(), first, keep=torch.is_grad_enabled()
-    )
+    stack = _Stack(int(wanted.sum()), circuits, shape.numel(), first, keep=torch.is_grad_enabled())
     inputs = np.flatnonzero(wanted[: len(graph.inputs)]).tolist()
     stack.add(inputs, (first - ablated[: len(first)])[inputs].flatten(1).expand(circuits, -1, -1))
     base = ablated[: len(first)].sum(dim=0)
 
     def received(columns: list[int]) -> Float[Tensor, "_ m t d"]:
         weights = masks[:, :, columns][:, stack.rows].transpose(1, 2)
-        seen = torch.bmm(weights, stack.so_far()).unflatten(2, shape) + base
+        seen = torch.bmm(weights, stack.so_far()).view(circuits, -1, *shape) + base
         return seen.transpose(0, 1).flatten(1, 2)
 
     def add(rows: list[int], made: Float[Tensor, "_ m t d"]) -> None:
@@ -178,7 +174,7 @@ def masked_logits(
                 add([row], model.mlp(layer, seen)[None])
             base = base + ablated[row]
     out = model.logits(received([len(graph.receivers) - 1])[0])
-    return out.unflatten(0, (circuits, shape[0]))
+    return out.view(circuits, -1, *out.shape[1:])
 
 
 class CircuitRunner:
@@ -207,7 +203,7 @@ class CircuitRunner:
         pairs: Pairs,
         score: Score,
         *,
-        ablation: Ablation = "replacement",
+        ablation: str = "replacement",
         rows: int = 512,
     ) -> None:
         if ablation not in ABLATIONS:
@@ -229,12 +225,12 @@ class CircuitRunner:
         self.pairs = pairs.to(self.device)
         self.forwards = 0
         """Masked forward passes so far, each of up to ``rows`` rows."""
-        self._parts = list(self._examples())
+        self._parts = self._examples()
         scores = [score(own, part, own) for part, own, _ in self._parts]
         self.model_scores: Float[np.ndarray, " n"] = _numbers(torch.cat(scores))
 
     @torch.no_grad()
-    def _examples(self) -> Iterator[tuple[Pairs, Tensor, Tensor]]:
+    def _examples(self) -> list[tuple[Pairs, Tensor, Tensor]]:
         """Batches of examples, with the model's outputs and what cut edges carry."""
         parts = [
             self.pairs.some(first, first + self.rows)
@@ -248,6 +244,7 @@ class CircuitRunner:
                 mean = total if mean is None else mean + total
             assert mean is not None
             mean = mean / len(other)
+        found = []
         for part in parts:
             own = trace(self.model, part.clean)
             if self.ablation == "replacement":
@@ -257,7 +254,8 @@ class CircuitRunner:
                 carried = mean.expand_as(own.outputs)
             else:
                 carried = own.outputs.new_zeros(()).expand_as(own.outputs)
-            yield part, own.logits, carried
+            found.append((part, own.logits, carried))
+        return found
 
     def parts(self) -> list[tuple[Pairs, Tensor, Tensor]]:
         """Batches of examples: pairs, the model's outputs, what cut edges carry."""

@@ -1,6 +1,6 @@
 """The arithmetic of tests of circuits: signs, kernels, and counts against random circuits.
 
-    equivalence   p = sum over k with |k/n - 1/2| >= t of Binom(n, k) (1/2 + eps)^k (1/2 - eps)^(n-k)
+    equivalence   p = sum over k with |k/n - 1/2| >= t of C(n, k) (1/2 + eps)^k (1/2 - eps)^(n-k)
     independence  HSIC = tr(K H L H) / (n - 1)^2,  H = I - 11'/n,  Gaussian kernels,
                   p = (1 + b) / (1 + B) with b of B permutations at least as large
     counts        k of B random circuits, against P >= q* ("less") or P <= q* ("greater")
@@ -29,7 +29,8 @@ def binomial(n: int, p: float) -> Float[np.ndarray, " k"]:
     [0.25, 0.5, 0.25]
     """
     if p in (0.0, 1.0):
-        return np.eye(n + 1)[n if p else 0]
+        certain: Float[np.ndarray, " k"] = np.eye(n + 1)[n if p else 0]
+        return certain
     k = np.arange(n + 1)
     logs = np.array([math.lgamma(i + 1) for i in range(n + 1)])
     chances = np.exp(logs[n] - logs - logs[::-1] + k * math.log(p) + (n - k) * math.log1p(-p))
@@ -37,12 +38,12 @@ def binomial(n: int, p: float) -> Float[np.ndarray, " k"]:
     return found
 
 
-def at_least(k: float, n: int, p: float) -> float:
+def at_least(k: float | int, n: int, p: float) -> float:
     """The chance of k successes or more; a half success counts as none."""
     return min(1.0, float(binomial(n, p)[max(0, math.floor(k + _SLACK)) :].sum()))
 
 
-def at_most(k: float, n: int, p: float) -> float:
+def at_most(k: float | int, n: int, p: float) -> float:
     """The chance of k successes or fewer; a half success counts as one."""
     return min(1.0, float(binomial(n, p)[: math.ceil(k - _SLACK) + 1].sum()))
 
@@ -153,11 +154,9 @@ def _centred(k: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
     return made
 
 
-def beaten(
-    value: float, reference: Float[np.ndarray, " b"], *, ties: float = 0.5
-) -> float:
+def beaten(value: float, reference: Float[np.ndarray, " b"], *, ties: float = 0.5) -> float:
     """How many of the reference a value is above; equal ones count as ``ties``."""
-    return float((value > reference).sum() + ties * (value == reference).sum())
+    return float(np.sum(value > reference) + ties * np.sum(value == reference))
 
 
 def minimality_p(
@@ -236,9 +235,7 @@ def type_one_error(
         A share; at most ``alpha`` up to simulation error for a valid test.
     """
     simulations: dict[str, Callable[[np.random.Generator], bool]] = {
-        "equivalence": lambda rng: (
-            equivalence_p(rng.binomial(n, 0.5 + eps) / n, n, eps) < alpha
-        ),
+        "equivalence": lambda rng: equivalence_p(rng.binomial(n, 0.5 + eps) / n, n, eps) < alpha,
         "within": lambda rng: within_p(rng.normal(1.0, 1.0, n), 1.0) < alpha,
         "independence": lambda rng: (
             independence_p(

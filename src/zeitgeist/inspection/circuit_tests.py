@@ -18,18 +18,15 @@ Ours, in the other direction of equivalence (it passes where difference is rejec
 Shi, Beltran-Velez, Nazaret, Zheng, Garriga-Alonso, Jesson, Makar, Blei: arXiv 2410.13032.
 """
 
-from collections.abc import Callable, Iterator
-from functools import cached_property
+from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Bool, Float
-from tqdm import tqdm
 
 from zeitgeist.errors import InputInvalid
-from zeitgeist.inspection.circuit_graph import Graph, PathSampler
-from zeitgeist.inspection.circuit_options import CircuitOptions
+from zeitgeist.inspection.circuit_bench import Bench
+from zeitgeist.inspection.circuit_graph import PathSampler
 from zeitgeist.inspection.circuit_report import TestRecord
-from zeitgeist.inspection.circuit_runner import CircuitRunner
 from zeitgeist.inspection.circuit_statistics import (
     at_least,
     beaten,
@@ -46,71 +43,6 @@ from zeitgeist.inspection.circuit_statistics import (
 
 TRIES = 20_000
 """Paths that are drawn before a circuit counts as too dense to be inflated."""
-
-
-class Bench:
-    """A circuit with its scores, from which every test is made.
-
-    Parameters
-    ----------
-    runner
-        Scores circuits.
-    circuit
-        The one in question.
-    settings
-        Of the tests.
-    progress
-        A bar over circuits to move on.
-    """
-
-    def __init__(
-        self,
-        runner: CircuitRunner,
-        circuit: Bool[np.ndarray, "s r"],
-        settings: CircuitOptions,
-        progress: tqdm | None = None,
-    ) -> None:
-        self.runner, self.circuit, self.settings = runner, circuit, settings
-        self.progress = progress
-        self.graph: Graph = runner.graph
-        self.whole = runner.model_scores
-        self.complement = self.graph.allowed & ~circuit
-        three = [circuit, self.complement, self.graph.empty()]
-        self.own, self.without, self.cut = self.scores(iter(three), 3)
-
-    def scores(
-        self, circuits: Iterator[Bool[np.ndarray, "s r"]], count: int
-    ) -> Float[np.ndarray, "c n"]:
-        """Scores of circuits that are made as they are needed."""
-        return self.runner.scores(circuits, count, progress=self.progress)
-
-    def rng(self, test: int) -> np.random.Generator:
-        """Random numbers of one test."""
-        return np.random.default_rng([self.settings.seed, test])
-
-    def squared(
-        self, one: Float[np.ndarray, "*c n"], other: Float[np.ndarray, "*c n"]
-    ) -> Float[np.ndarray, "*c"]:
-        """Mean squared difference of scores."""
-        apart = differences(one, other, self.settings.tolerance)
-        made: Float[np.ndarray, "*c"] = np.square(apart).mean(axis=-1)
-        return made
-
-    @cached_property
-    def delta(self) -> Float[np.ndarray, " n"]:
-        """What the circuit scores above the model."""
-        return differences(self.own, self.whole, self.settings.tolerance)
-
-    @property
-    def half(self) -> float:
-        """What a tie counts."""
-        return 0.5 if self.settings.ties == "half" else 0.0
-
-    def faithfulness(self, scores: Float[np.ndarray, " n"]) -> float | None:
-        """The share of the way from everything cut to the model."""
-        far = float(self.cut.mean() - self.whole.mean())
-        near = self.settings.tolerance * max(1.0, float(np.abs(self.whole).max()))
-        return None if abs(far) <= near else float(self.cut.mean() - scores.mean()) / far
 
 
 def equivalence(bench: Bench) -> TestRecord:
@@ -207,7 +139,10 @@ def independence(bench: Bench) -> TestRecord:
 def minimality(bench: Bench) -> TestRecord:
     """Whether every edge matters more than edges of random paths that are added."""
     known, circuit = bench.settings, bench.circuit
-    edges, count = np.argwhere(circuit), int(circuit.sum())
+    edges = np.argwhere(circuit)
+    if known.minimality_edges is not None and known.minimality_edges < len(edges):
+        edges = bench.rng(5).permutation(edges)[: known.minimality_edges]
+    count = len(edges)
     name, null = "minimality", f"every edge matters more than {known.q_star:g} of random ones"
     try:
         added = _inflated(bench)
@@ -225,9 +160,7 @@ def minimality(bench: Bench) -> TestRecord:
         (each for more, edge in added for each in (more, without(edge, more))), 2 * len(added)
     )
     reference = bench.squared(grown[0::2], grown[1::2])
-    counts, p, gone = minimality_p(
-        effects, reference, known.q_star, known.alpha, ties=bench.half
-    )
+    counts, p, gone = minimality_p(effects, reference, known.q_star, known.alpha, ties=bench.half)
     order = np.argsort(-effects, kind="stable")
     table = tuple(
         {
@@ -290,7 +223,7 @@ def _inflated(bench: Bench) -> list[tuple[Bool[np.ndarray, "s r"], tuple[int, in
 
 
 def sufficiency(bench: Bench) -> TestRecord:
-    """Whether the circuit is closer to the model than random circuits of its size, and of others."""
+    """Whether the circuit is closer to the model than random ones of its size, and of others."""
     known, size = bench.settings, int(bench.circuit.sum())
     own = float(bench.squared(bench.own, bench.whole))
 
