@@ -14,7 +14,7 @@ circuits of its size; each comes with the size of what it found.
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,7 @@ __all__ = [
     "DiscoveryOptions",
     "TestRecord",
     "discover",
+    "score_circuit",
     "verify",
 ]
 
@@ -114,6 +115,36 @@ def discover(
     )
 
 
+def score_circuit(
+    model: Any,
+    pairs: Pairs,
+    circuit: Bool[np.ndarray, "s r"] | Sequence[str],
+    score: str | Score = "kl",
+    options: CircuitOptions | None = None,
+) -> dict[str, list[float]]:
+    """Scores of the model, of a circuit alone, of the model without it, and of everything cut.
+
+    Parameters
+    ----------
+    model, pairs, circuit, score
+        As in `verify`.
+    options
+        ``ablation`` and ``batch_size``; None: the defaults.
+
+    Returns
+    -------
+    dict
+        One score per example, by ``model``, ``circuit``, ``complement`` and ``cut``.
+
+    Raises
+    ------
+    InputInvalid
+        As `verify`.
+    """
+    bench = _bench(model, pairs, circuit, score, options or CircuitOptions())
+    return {name: [float(x) for x in values] for name, values in bench.sides().items()}
+
+
 def verify(
     model: Any,
     pairs: Pairs,
@@ -176,29 +207,21 @@ def verify(
             raise InputInvalid(f"no test is called {name!r}", mend=did_you_mean(name, TESTS))
     if not names:
         raise InputInvalid("no test is asked for", mend=f"take some of {', '.join(TESTS)}")
-    runner = _runner(model, pairs, score, chosen)
-    edges = _edges(runner.graph, circuit)
-    tried = min(int(edges.sum()), chosen.minimality_edges or int(edges.sum()))
-    total = 3 + ("minimality" in names) * (tried + 2 * chosen.draws)
+    bench = _bench(model, pairs, circuit, score, chosen)
+    runner, size = bench.runner, int(bench.circuit.sum())
+    tried = min(size, chosen.minimality_edges or size)
+    total = ("minimality" in names) * (tried + 2 * chosen.draws)
     flexible = ("sufficiency" in names) + ("necessity" in names)
     total += flexible * (1 + len(chosen.sizes)) * chosen.draws
     with tqdm(total=total, desc="circuits", unit="circuit", disable=not _shown(progress)) as bar:
-        bench = Bench(runner, edges, chosen, bar)
+        bench.progress = bar
         records = tuple(TESTS[name](bench) for name in names)
     return CircuitReport(
         asdict(runner.graph),
-        tuple(runner.graph.names(edges)),
+        tuple(runner.graph.names(bench.circuit)),
         runner.graph.edge_count,
-        {field.name: getattr(chosen, field.name) for field in fields(chosen)},
-        {
-            name: tuple(float(x) for x in values)
-            for name, values in (
-                ("model", bench.whole),
-                ("circuit", bench.own),
-                ("complement", bench.without),
-                ("cut", bench.cut),
-            )
-        },
+        asdict(chosen),
+        {name: tuple(float(x) for x in values) for name, values in bench.sides().items()},
         {
             "circuit": bench.faithfulness(bench.own),
             "complement": bench.faithfulness(bench.without),
@@ -218,6 +241,17 @@ def _runner(
         ablation=options.ablation,
         rows=options.batch_size,
     )
+
+
+def _bench(
+    model: Any,
+    pairs: Pairs,
+    circuit: Bool[np.ndarray, "s r"] | Sequence[str],
+    score: str | Score,
+    options: CircuitOptions,
+) -> Bench:
+    runner = _runner(model, pairs, score, options)
+    return Bench(runner, _edges(runner.graph, circuit), options)
 
 
 def _edges(

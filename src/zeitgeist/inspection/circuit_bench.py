@@ -24,8 +24,6 @@ class Bench:
         The one in question.
     settings
         Of the tests.
-    progress
-        A bar over circuits to move on.
     """
 
     def __init__(
@@ -33,10 +31,10 @@ class Bench:
         runner: CircuitRunner,
         circuit: Bool[np.ndarray, "s r"],
         settings: CircuitOptions,
-        progress: tqdm | None = None,
     ) -> None:
         self.runner, self.circuit, self.settings = runner, circuit, settings
-        self.progress = progress
+        self.progress: tqdm | None = None
+        """A bar over circuits to move on."""
         self.graph: Graph = runner.graph
         self.whole = runner.model_scores
         self.complement = self.graph.allowed & ~circuit
@@ -48,6 +46,15 @@ class Bench:
     ) -> Float[np.ndarray, "c n"]:
         """Scores of circuits that are made as they are needed."""
         return self.runner.scores(circuits, count, progress=self.progress)
+
+    def sides(self) -> dict[str, Float[np.ndarray, " n"]]:
+        """Scores per example of everything that is compared."""
+        return {
+            "model": self.whole,
+            "circuit": self.own,
+            "complement": self.without,
+            "cut": self.cut,
+        }
 
     def rng(self, test: int) -> np.random.Generator:
         """Random numbers of one test."""

@@ -73,18 +73,18 @@ RECALL: Mapping[str, Any] = {
     "tokens": (1000, 6000),
     "period": 8,
     "find": 16,
-    "few": 8,
+    "few": 6,
     "many": 48,
     "edges": 400,
-    "tried": 60,
-    "draws": 60,
+    "tried": 50,
+    "draws": 50,
 }
 QUICK_RECALL: Mapping[str, Any] = {
     **RECALL,
     "find": 4,
     "few": 2,
     "many": 12,
-    "tried": 10,
+    "tried": 6,
     "draws": 30,
 }
 LARGE_RECALL: Mapping[str, Any] = {
