@@ -205,7 +205,7 @@ def test(
     permutations: int = 1000,
     bandwidth: float | None = None,
     ties: Literal["half", "published"] = "half",
-    tolerance: float = 1e-6,
+    tolerance: float = 1e-5,
     batch_size: int = 64,
     seed: int = 0,
     output: Output = None,
@@ -250,7 +250,7 @@ def test(
     bandwidth
         Independence: of both kernels; default: median distance of each.
     ties
-        half, or published: as no loss for the circuit.
+        half: equal scores count half; published: as > and <= are.
     tolerance
         Relative difference below which scores are equal.
     batch_size

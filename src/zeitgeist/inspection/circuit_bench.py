@@ -61,11 +61,11 @@ class Bench:
         return np.random.default_rng([self.settings.seed, test])
 
     def squared(
-        self, one: Float[np.ndarray, "*c n"], other: Float[np.ndarray, "*c n"]
-    ) -> Float[np.ndarray, "*c"]:
-        """Mean squared difference of scores."""
-        apart = differences(one, other, self.settings.tolerance)
-        made: Float[np.ndarray, "*c"] = np.square(apart).mean(axis=-1)
+        self, scores: Float[np.ndarray, "c n"], other: Float[np.ndarray, "*_ n"]
+    ) -> Float[np.ndarray, " c"]:
+        """Mean squared difference of every circuit's scores to some, or each to its own."""
+        apart = differences(scores, other, self.settings.tolerance)
+        made: Float[np.ndarray, " c"] = np.square(apart).mean(axis=-1)
         return made
 
     @cached_property

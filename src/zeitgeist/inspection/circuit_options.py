@@ -66,12 +66,10 @@ class CircuitOptions:
     )
     ties: str = field(
         default="half",
-        metadata=_told(
-            "equal scores count half, or as published: as no loss for the circuit", _OURS
-        ),
+        metadata=_told("equal scores count half, or as > and <= are published", _OURS),
     )
     tolerance: float = field(
-        default=1e-6,
+        default=1e-5,
         metadata=_told("relative difference below which scores are equal; published: 0", _OURS),
     )
     margin: float = field(

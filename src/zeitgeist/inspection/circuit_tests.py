@@ -18,7 +18,7 @@ Ours, in the other direction of equivalence (it passes where difference is rejec
 Shi, Beltran-Velez, Nazaret, Zheng, Garriga-Alonso, Jesson, Makar, Blei: arXiv 2410.13032.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -149,12 +149,12 @@ def minimality(bench: Bench) -> TestRecord:
     except InputInvalid as error:
         return _not_testable(name, null, str(error))
 
-    def without(edge: tuple[int, int], of: Bool[np.ndarray, "s r"]) -> Bool[np.ndarray, "s r"]:
+    def without(edge: Sequence[int], of: Bool[np.ndarray, "s r"]) -> Bool[np.ndarray, "s r"]:
         less = of.copy()
-        less[edge] = False
+        less[tuple(edge)] = False
         return less
 
-    cut = bench.scores((without((u, r), circuit) for u, r in edges), count)
+    cut = bench.scores((without(edge, circuit) for edge in edges.tolist()), count)
     effects = bench.squared(cut, bench.own)
     grown = bench.scores(
         (each for more, edge in added for each in (more, without(edge, more))), 2 * len(added)
@@ -225,7 +225,7 @@ def _inflated(bench: Bench) -> list[tuple[Bool[np.ndarray, "s r"], tuple[int, in
 def sufficiency(bench: Bench) -> TestRecord:
     """Whether the circuit is closer to the model than random ones of its size, and of others."""
     known, size = bench.settings, int(bench.circuit.sum())
-    own = float(bench.squared(bench.own, bench.whole))
+    own = float(bench.squared(bench.own[None], bench.whole)[0])
 
     def closer(f: Float[np.ndarray, " b"]) -> float:
         ties = 0.5 if known.ties == "half" else 1.0
@@ -248,7 +248,7 @@ def sufficiency(bench: Bench) -> TestRecord:
 def necessity(bench: Bench) -> TestRecord:
     """Whether cutting the circuit hurts more than cutting random circuits of its size."""
     known, size = bench.settings, int(bench.circuit.sum())
-    own = float(bench.squared(bench.without, bench.whole))
+    own = float(bench.squared(bench.without[None], bench.whole)[0])
     null = f"cutting at most {known.q_star:g} of random circuits hurts less"
     apart = known.reference == "complement"
     try:

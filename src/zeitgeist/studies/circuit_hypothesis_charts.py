@@ -29,7 +29,7 @@ try:
 except ImportError as missing:
     raise ExtraMissing.named("report", "drawing a picture") from missing
 
-PARTS = {"tracr": "compiled", "induction": "induction", "recall": "SmolLM2"}
+PARTS = {"tracr": "programs", "induction": "induction", "recall": "SmolLM2"}
 TESTS = ("equivalence", "independence", "minimality", "sufficiency", "necessity", "within")
 CURVES: Mapping[str, Look] = {
     "sufficiency": (SKY, "circle", SOLID),
@@ -135,13 +135,11 @@ def verdicts(points: list[dict[str, Any]]) -> alt.TopLevelMixin:
     points
         With ``part``, ``title``, ``test`` and ``value``.
     """
-    rows = [
-        {**p, "row": f"{PARTS.get(p['part'], p['part'])}: {p['title'].lower()}"} for p in points
-    ]
+    rows = [{**p, "row": f"{PARTS.get(p['part'], p['part'])}: {p['title']}"} for p in points]
     order = [
         f"{PARTS[part]}: {title}"
         for part in PARTS
-        for title in dict.fromkeys(p["title"].lower() for p in points if p["part"] == part)
+        for title in dict.fromkeys(p["title"] for p in points if p["part"] == part)
     ]
     base = alt.Chart(alt.InlineData(values=rows)).encode(
         x=alt.X("test:N", title=None, sort=list(TESTS), axis=alt.Axis(orient="top", labelAngle=0)),
@@ -221,5 +219,5 @@ def _rows(
         reference=at,
         columns=4,
     )
-    made: alt.TopLevelMixin = drawn.properties(width="container", height={"step": 34})
+    made: alt.TopLevelMixin = drawn.properties(width="container", height={"step": 16})
     return made
