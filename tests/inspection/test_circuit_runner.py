@@ -174,9 +174,9 @@ def test_other_layouts_are_refused():
     gemma = AutoModelForCausalLM.from_config(Gemma2Config(**SHAPE, head_dim=4))
     with pytest.raises(InputInvalid, match="layout 'sandwich', whose edges are not known"):
         circuit_model(gemma)
-    windowed = AutoModelForCausalLM.from_config(MistralConfig(**SHAPE, sliding_window=8))
-    with pytest.raises(InputInvalid, match="window of 8 tokens"):
-        circuit_model(windowed)
+    windowed = AutoModelForCausalLM.from_config(MistralConfig(**SHAPE, sliding_window=8)).eval()
+    with pytest.raises(InputInvalid, match=r"texts of 10 tokens .* window of 8"):
+        trace(circuit_model(windowed), pairs_of().clean)
     with pytest.raises(InputInvalid, match="a Linear is no model"):
         circuit_model(torch.nn.Linear(2, 2))
     scaled = AutoModelForCausalLM.from_config(CONFIGS["llama"]).eval()

@@ -131,7 +131,7 @@ def discover(
         size = None
         if found.scores is not None:
             size = {
-                found.graph.name(u, r): abs(float(found.scores[u, r]))
+                found.graph.name(int(u), int(r)): abs(float(found.scores[u, r]))
                 for u, r in zip(*found.circuit.nonzero(), strict=True)
             }
         write_picture(circuit_chart(told["graph"], told["edges"], size), picture)

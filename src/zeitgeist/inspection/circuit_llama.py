@@ -38,6 +38,8 @@ class LlamaCircuit:
         self.width = int(attention.head_dim)
         kv_heads = attention.k_proj.out_features // self.width
         self.graph = Graph(len(self.layers), int(config.num_attention_heads), kv_heads, mlp=True)
+        windowed = getattr(config, "use_sliding_window", True)
+        self.window: int | None = getattr(config, "sliding_window", None) if windowed else None
 
     @cached_property
     def stem(self) -> Any:
@@ -46,6 +48,12 @@ class LlamaCircuit:
 
     def embed(self, tokens: Int[Tensor, "n t"]) -> Float[Tensor, "s n t d"]:
         """Token embeddings."""
+        if self.window is not None and tokens.shape[1] > self.window:
+            raise InputInvalid(
+                f"texts of {tokens.shape[1]} tokens are longer than the window of {self.window} "
+                "that this model attends to",
+                mend="give shorter ones",
+            )
         found: Tensor = self.stem.embed_tokens(tokens)
         return found[None]
 
@@ -201,21 +209,10 @@ def circuit_model(model: Any) -> CircuitModel:
             f"a {type(model).__name__} has the layout {name!r}, whose edges are not known here",
             mend=f"use a model of the layout {' or '.join(known)}",
         )
-    _check_plain(model)
     model.eval()
     made = known[name](model)
     _check_equal(model, made)
     return made
-
-
-def _check_plain(model: Any) -> None:
-    kind = type(model).__name__
-    window = getattr(model.config, "sliding_window", None)
-    if window is not None and getattr(model.config, "use_sliding_window", True):
-        raise InputInvalid(
-            f"a {kind} with a window of {window} tokens attends otherwise in some layers",
-            mend="set model.config.sliding_window to None if your texts are shorter",
-        )
 
 
 @torch.no_grad()
