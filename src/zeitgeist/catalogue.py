@@ -337,6 +337,51 @@ print(report.sinks, report.gaps("prose", "code")[:5])
             }
         },
     ),
+    System(
+        slug="circuit-hypothesis",
+        title="Hypothesis Testing the Circuit Hypothesis in LLMs",
+        authors="Shi, Beltran-Velez, Nazaret, Zheng, Garriga-Alonso, Jesson, Makar, Blei",
+        arxiv="2410.13032",
+        sections=("Featured", "LLMs"),
+        area="inspection",
+        purpose="test whether some edges of a transformer are the circuit of a task, or find some",
+        door="zeitgeist.inspection.circuit:verify",
+        command="inspect circuit test",
+        example="zeitgeist inspect circuit test MODEL pairs.jsonl --circuit circuit.json",
+        configs={
+            "circuit": "zeitgeist.inspection.circuit_options:CircuitOptions",
+            "discovery": "zeitgeist.inspection.circuit_options:DiscoveryOptions",
+        },
+        page="docs/circuit-hypothesis.md",
+        study="zeitgeist.studies.circuit_hypothesis:STUDY",
+        python="""\
+from pathlib import Path
+
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from zeitgeist.inspection.circuit import verify
+from zeitgeist.inspection.circuit_files import read_pairs
+
+model = AutoModelForCausalLM.from_pretrained("MODEL")
+pairs = read_pairs(Path("pairs.jsonl"), AutoTokenizer.from_pretrained("MODEL"))
+print(verify(model, pairs, ["embed->a0.h1.v", "a0.h1->logits"]).text())
+""",
+        limits=(
+            "Pre-norm models of Llama's or GPT-2's layout, and small transformers of your own.",
+            "Independence passes wherever nothing works without the circuit: read the effects.",
+            "A pass is no proof: few examples cannot reject; within asks the other way round.",
+        ),
+        published={
+            "circuit": {
+                "eps": 0.1,
+                "q_star": 0.9,
+                "alpha": 0.05,
+                "draws": 100,
+                "permutations": 1000,
+            },
+            "discovery": {"steps": 5},
+        },
+    ),
 )
 
 

@@ -264,7 +264,9 @@ def patch(
             stack.enter_context(shown(model))
         stack.enter_context(tracker.following(model))
         for site, change in planned:
-            stack.enter_context(_hooked(model.get_submodule(site.path), site, changer(site, change)))
+            stack.enter_context(
+                _hooked(model.get_submodule(site.path), site, changer(site, change))
+            )
         yield
 
 
