@@ -188,8 +188,9 @@ def capture(
         if any(site.side == "pattern" for site in chosen):
             stack.enter_context(shown(model))
         stack.enter_context(tracker.following(model))
+        modules = dict(model.named_modules())
         for site in chosen:
-            stack.enter_context(_hooked(model.get_submodule(site.path), site, keeper(site)))
+            stack.enter_context(_hooked(modules[site.path], site, keeper(site)))
         yield acts
 
 
@@ -263,10 +264,9 @@ def patch(
         if any(site.side == "pattern" for site, _ in planned):
             stack.enter_context(shown(model))
         stack.enter_context(tracker.following(model))
+        modules = dict(model.named_modules())
         for site, change in planned:
-            stack.enter_context(
-                _hooked(model.get_submodule(site.path), site, changer(site, change))
-            )
+            stack.enter_context(_hooked(modules[site.path], site, changer(site, change)))
         yield
 
 
