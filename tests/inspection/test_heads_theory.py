@@ -37,7 +37,9 @@ def test_the_gradient_is_that_of_the_loss(problem):
 def test_the_logit_grows_as_half_the_logarithm(problem):
     pi, log_p, _, _, others, total = problem
     for constant in (0.0, 3.0):
-        log_t, alpha = alpha_flow(pi, log_p, constant + 0 * pi, others, total, until=24.0, step=0.02)
+        log_t, alpha = alpha_flow(
+            pi, log_p, constant + 0 * pi, others, total, until=24.0, step=0.02
+        )
         late = log_t > 16
         slopes = (alpha[late][-1] - alpha[late][0]) / (log_t[late][-1] - log_t[late][0])
         assert (slopes - 0.5).abs().max() < 5e-3
