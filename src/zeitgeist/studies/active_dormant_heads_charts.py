@@ -38,8 +38,8 @@ ARMS: Mapping[str, Look] = {
 }
 TOKENS: Mapping[str, Look] = {
     "sink": (VERMILION, "circle", SOLID),
-    "largest": (SKY, "square", LONG),
-    "median": (GREY, "triangle-up", SHORT),
+    "largest elsewhere": (SKY, "square", LONG),
+    "median elsewhere": (GREY, "triangle-up", SHORT),
 }
 KINDS: Mapping[str, Look] = {
     "MLP": (SKY, "square", LONG),
@@ -171,9 +171,10 @@ def streams(points: list[dict[str, Any]]) -> alt.TopLevelMixin:
     points
         With ``domain``, ``layer``, ``token``, ``value``, ``low`` and ``high``.
     """
+    words = {"sink": "sink", "largest": "largest elsewhere", "median": "median elsewhere"}
     panels = {}
     for domain in dict.fromkeys(point["domain"] for point in points):
-        own = [p for p in points if p["domain"] == domain]
+        own = [{**p, "token": words[p["token"]]} for p in points if p["domain"] == domain]
         panels[str(domain)] = _lines(own, "token", TOKENS, "residual norm", log=True)
     return stacked(panels, width=460, height=180)
 
@@ -198,7 +199,7 @@ def _lines(
     colour, shape, dash = encodings(field, looks, columns=3)
     scale = alt.Scale(type="log") if log else alt.Scale(zero=True)
     base = alt.Chart(alt.InlineData(values=points)).encode(
-        x=alt.X("layer:Q", title="layer"), color=colour
+        x=alt.X("layer:Q", title="layer", scale=alt.Scale(nice=False)), color=colour
     )
     y = alt.Y("value:Q", title=title, scale=scale, axis=alt.Axis(tickCount=5))
     words = {field: field, "layer": "layer"}
