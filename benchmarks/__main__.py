@@ -3,6 +3,7 @@
 from benchmarks import (
     attention_transfer,
     capture,
+    circuits,
     head_scan,
     hybrid_attention,
     knots_factored,
@@ -24,3 +25,5 @@ print("\n## Capturing activations against a plain forward pass\n", flush=True)
 capture.main(["--quick"])
 print("\n## Scanning attention heads against all attention matrices\n", flush=True)
 head_scan.main(["--quick"])
+print("\n## Testing a circuit, many circuits in one pass against one at a time\n", flush=True)
+circuits.main(["--quick"])
