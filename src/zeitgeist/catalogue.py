@@ -108,6 +108,7 @@ AREAS: tuple[Area, ...] = (
         "the same model, cheaper",
         "zeitgeist.studies.compression:STUDY",
     ),
+    Area("optimizers", "Optimizers", "steepest descent under a norm you name"),
 )
 
 SYSTEMS: tuple[System, ...] = (
@@ -293,6 +294,32 @@ print(found.first, found.second, found.value, found.certificate)
             "All pairs are compared: 100,000 items are 5 billion products.",
             "The theorem is conditional, worst-case and asymptotic; no experiment tests it.",
         ),
+    ),
+    System(
+        slug="steepest-descent",
+        title="Old Optimizer, New Norm: An Anthology",
+        authors="Bernstein, Newhouse",
+        arxiv="2409.20325",
+        sections=("Optimizers",),
+        area="optimizers",
+        purpose="train with the norm each layer's role asks for; see updates under every norm",
+        door="zeitgeist.optimizers.steepest:Steepest",
+        command="norms",
+        example="zeitgeist norms BASE TUNED --norms spectral,rms_spectral -o norms.png",
+        configs={"steepest": "zeitgeist.optimizers.options:SteepestOptions"},
+        page="docs/steepest-descent.md",
+        study="zeitgeist.studies.steepest_descent:STUDY",
+        python="""\
+from zeitgeist.optimizers.steepest import Steepest
+
+optimizer = Steepest(model, lr=0.02)
+print(optimizer.explain())
+""",
+        limits=(
+            "Rates do not carry over from AdamW: sweep, or take scale='match_adamw'.",
+            "Sharded parameters (FSDP, DTensor) are not gathered: one device holds each matrix.",
+        ),
+        published={"steepest": {"lr": 0.02, "momentum": 0.95, "nesterov": True}},
     ),
 )
 
