@@ -300,7 +300,7 @@ print(found.first, found.second, found.value, found.certificate)
         title="Old Optimizer, New Norm: An Anthology",
         authors="Bernstein, Newhouse",
         arxiv="2409.20325",
-        sections=("Optimizers",),
+        sections=("Theory",),
         area="optimizers",
         purpose="train with the norm each layer's role asks for; see updates under every norm",
         door="zeitgeist.optimizers.steepest:Steepest",

@@ -43,18 +43,21 @@ def adam(
     """The direction of Adam; ``state`` has ``step``, ``exp_avg``, ``exp_avg_sq``."""
     b1, b2 = betas
     if not state:
-        state |= {
-            "step": torch.zeros((), dtype=torch.float32, device=g.device),
-            "exp_avg": torch.zeros_like(g),
-            "exp_avg_sq": torch.zeros_like(g),
-        }
+        state.update(
+            {
+                "step": torch.zeros((), dtype=torch.float32, device=g.device),
+                "exp_avg": torch.zeros_like(g),
+                "exp_avg_sq": torch.zeros_like(g),
+            }
+        )
     m, v, t = state["exp_avg"], state["exp_avg_sq"], state["step"]
     t += 1
     m.lerp_(g, 1 - b1)
     v.mul_(b2).addcmul_(g, g, value=1 - b2)
     count = t.double() if t.device.type != "mps" else t
     first, second = 1 - b1**count, (1 - b2**count).sqrt()
-    return ratio(m, v.sqrt() / second.to(v.dtype) + eps) / first.to(m.dtype)
+    found: Tensor = ratio(m, v.sqrt() / second.to(v.dtype) + eps) / first.to(m.dtype)
+    return found
 
 
 def shampoo(
@@ -71,18 +74,21 @@ def shampoo(
     b1, b2 = betas
     if not state:
         m, n = g.shape
-        state |= {
-            "exp_avg": torch.zeros_like(g),
-            "left": g.new_zeros(m, m),
-            "right": g.new_zeros(n, n),
-        }
+        state.update(
+            {
+                "exp_avg": torch.zeros_like(g),
+                "left": g.new_zeros(m, m),
+                "right": g.new_zeros(n, n),
+            }
+        )
     average, left, right = state["exp_avg"], state["left"], state["right"]
     average.lerp_(g, 1 - b1)
     new = 1.0 if b2 == 1 else 1 - b2
     left.mul_(b2).addmm_(g, g.mT, alpha=new)
     right.mul_(b2).addmm_(g.mT, g, alpha=new)
     x = average.to(wide(g.dtype))
-    return (inverse_root(left, 4, eps) @ x @ inverse_root(right, 4, eps)).to(g.dtype)
+    found: Tensor = inverse_root(left, 4, eps) @ x @ inverse_root(right, 4, eps)
+    return found.to(g.dtype)
 
 
 def inverse_root(a: Float[Tensor, "k k"], p: int, eps: float) -> Float[Tensor, "k k"]:
@@ -93,7 +99,8 @@ def inverse_root(a: Float[Tensor, "k k"], p: int, eps: float) -> Float[Tensor, "
     least = 10 * len(x) * torch.finfo(x.dtype).eps * values[-1].clamp(min=0)
     kept = values > least
     powers = torch.where(kept, torch.where(kept, values, 1.0) ** (-1 / p), 0.0)
-    return (vectors * powers) @ vectors.mT
+    found: Tensor = (vectors * powers) @ vectors.mT
+    return found
 
 
 def prodigy(
@@ -111,12 +118,14 @@ def prodigy(
     """
     b1, b2 = betas
     if not state:
-        state |= {
-            "start": weight.detach().clone(),
-            "exp_avg": torch.zeros_like(g),
-            "exp_avg_sq": torch.zeros_like(g),
-            "sum": torch.zeros_like(g),
-        }
+        state.update(
+            {
+                "start": weight.detach().clone(),
+                "exp_avg": torch.zeros_like(g),
+                "exp_avg_sq": torch.zeros_like(g),
+                "sum": torch.zeros_like(g),
+            }
+        )
     gained = d / FIRST_STEP * d * lr
     m, v, s = state["exp_avg"], state["exp_avg_sq"], state["sum"]
     scaled = d.to(g.dtype) * g

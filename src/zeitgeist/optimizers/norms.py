@@ -16,7 +16,7 @@ Adam, Shampoo and Prodigy without their averages are this rule under different n
     column_rms     max RMS of a column            sqrt(m) sum |column|_2      column / RMS
     row_rms        max RMS of a row               sqrt(n) sum |row|_2         row / RMS
     row_l2         max |row|_2                    sum |row|_2                 row / |row|_2
-    rms_inf        sqrt(n) max |row|_2            sum |row|_2 / sqrt(n)       row / (sqrt(n) |row|_2)
+    rms_inf        sqrt(n) max |row|_2            sum |row|_2 / sqrt(n)       row / (|row|_2 sqrt n)
     rms            |d|_2 / sqrt(size)             sqrt(size) |g|_2            g / RMS(g)
 
 *rms_spectral* is the operator norm from RMS to RMS (a linear layer), *column_rms* that from l1 to

@@ -13,40 +13,58 @@ PRECISIONS = ("bfloat16", "float32", "float64")
 _MUON = "Muon's reference implementation"
 
 
-def _is(default: Any, meaning: str, source: str) -> Any:
-    return field(default=default, metadata={"meaning": meaning, "source": source})
+def _from(source: str, meaning: str) -> dict[str, str]:
+    return {"meaning": meaning, "source": source}
 
 
 @dataclass(frozen=True)
 class SteepestOptions:
     """How steps are taken; each may differ by parameter group."""
 
-    lr: Any = _is(0.02, "size of the update in its norm (1 / lambda if not normalised)", _MUON)
-    momentum: float = _is(0.95, "mu of B = mu B + (1 - mu) G; 0: no average", _MUON)
-    nesterov: bool = _is(True, "take (1 - mu) G + mu B instead of B", _MUON)
-    weight_decay: float = _is(0.0, "W is multiplied by 1 - lr times this first", _MUON)
-    orthogonalise: str = _is(
-        "fast", "how U V' is found: exact, quintic, fast or polar_express", _MUON
+    lr: Any = field(
+        default=0.02,
+        metadata=_from(_MUON, "size of the update in its norm (1 / lambda if not normalised)"),
     )
-    precision: str = _is("bfloat16", "of the products of fast and polar_express", _MUON)
-    scale: str = _is(
-        "norm",
-        "of orthogonalised updates: norm (as the norm says), reference (max(1, m/n)^.5 U V') "
-        "or match_adamw (.2 max(m, n)^.5 U V')",
-        "arXiv 2409.20325; Muon; arXiv 2502.16982",
+    momentum: float = field(
+        default=0.95, metadata=_from(_MUON, "mu of B = mu B + (1 - mu) G; 0: no average")
     )
-    normalised: bool = _is(
-        True,
-        "steps of size lr; false: lr times the sum of the dual norms, the rule itself",
-        "arXiv 2409.20325 states both",
+    nesterov: bool = field(default=True, metadata=_from(_MUON, "take (1 - mu) G + mu B, not B"))
+    weight_decay: float = field(
+        default=0.0, metadata=_from(_MUON, "W is multiplied by 1 - lr times this first")
     )
-    weight: float = _is(
-        1.0, "s of the modular norm max s |D|: the step is divided by it", "arXiv 2409.20325"
+    orthogonalise: str = field(
+        default="fast",
+        metadata=_from(_MUON, "how U V' is found: exact, quintic, fast or polar_express"),
     )
-    betas: tuple[float, float] = _is(
-        (0.9, 0.999), "of the averages of adam, shampoo and prodigy", "arXiv 1412.6980"
+    precision: str = field(
+        default="bfloat16", metadata=_from(_MUON, "of the products of fast and polar_express")
     )
-    eps: float = _is(1e-8, "of adam, shampoo and prodigy", "arXiv 1412.6980")
+    scale: str = field(
+        default="norm",
+        metadata=_from(
+            "arXiv 2409.20325; Muon; arXiv 2502.16982",
+            "of orthogonalised updates: norm (as the norm says), reference (max(1, m/n)^.5 U V') "
+            "or match_adamw (.2 max(m, n)^.5 U V')",
+        ),
+    )
+    normalised: bool = field(
+        default=True,
+        metadata=_from(
+            "arXiv 2409.20325 states both",
+            "steps of size lr; false: lr times the sum of the dual norms, the rule itself",
+        ),
+    )
+    weight: float = field(
+        default=1.0,
+        metadata=_from("arXiv 2409.20325", "s of the norm max s |D|: the step is divided by it"),
+    )
+    betas: tuple[float, float] = field(
+        default=(0.9, 0.999),
+        metadata=_from("arXiv 1412.6980", "of the averages of adam, shampoo and prodigy"),
+    )
+    eps: float = field(
+        default=1e-8, metadata=_from("arXiv 1412.6980", "of adam, shampoo and prodigy")
+    )
 
     def __post_init__(self) -> None:
         rate = float(self.lr.detach()) if isinstance(self.lr, Tensor) else self.lr

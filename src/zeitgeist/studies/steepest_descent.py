@@ -3,7 +3,8 @@
 Bernstein, Newhouse: "Old Optimizer, New Norm: An Anthology", arXiv 2409.20325. A paper of theory
 without a table; its equalities are tested as they stand, in float64. Its advice, that layers with
 different roles want different norms, is tested by what it should bring: a learning rate that need
-not be tuned again at another width. Parts and numbers: `zeitgeist.studies.steepest_descent_numbers`.
+not be tuned again at another width. `zeitgeist.studies.steepest_descent_numbers` says how it is
+measured.
 """
 
 from typing import TYPE_CHECKING
@@ -121,7 +122,8 @@ CLAIMS = (
     ),
 )
 
-_EQUALITIES = Size(5, ({"part": "equalities"},))
+# Errors of a few units in the last place take few values: few seeds would tie.
+_EQUALITIES = Size(20, ({"part": "equalities"},))
 
 STUDY = Study(
     slug="steepest-descent",
