@@ -78,14 +78,16 @@ def norm(d: Float[Tensor, "..."], kind: str) -> Float[Tensor, "..."]:
     """
     x = _checked(d, kind)
     m, n = x.shape[-2:]
+    found: Tensor
     if kind in SPECTRAL:
-        return torch.linalg.matrix_norm(x, 2) * _fan(kind, n, m)
-    if kind == "max_entry":
-        return x.abs().amax((-2, -1))
-    if kind in ("frobenius", "rms"):
-        return torch.linalg.matrix_norm(x) / _fan(kind, m * n, 1)
-    lengths = torch.linalg.vector_norm(x, dim=-2 if kind == "column_rms" else -1)
-    return lengths.amax(-1) / _row_length(kind, m, n)
+        found = torch.linalg.matrix_norm(x, 2) * _fan(kind, n, m)
+    elif kind == "max_entry":
+        found = x.abs().amax((-2, -1))
+    elif kind in ("frobenius", "rms"):
+        found = torch.linalg.matrix_norm(x) / _fan(kind, m * n, 1)
+    else:
+        found = _lengths(x, kind).amax((-2, -1)) / _row_length(kind, m, n)
+    return found
 
 
 def dual_norm(g: Float[Tensor, "..."], kind: str) -> Float[Tensor, "..."]:
@@ -115,14 +117,16 @@ def dual_norm(g: Float[Tensor, "..."], kind: str) -> Float[Tensor, "..."]:
     """
     x = _checked(g, kind)
     m, n = x.shape[-2:]
+    found: Tensor
     if kind in SPECTRAL:
-        return torch.linalg.svdvals(x).sum(-1) * _fan(kind, m, n)
-    if kind == "max_entry":
-        return x.abs().sum((-2, -1))
-    if kind in ("frobenius", "rms"):
-        return torch.linalg.matrix_norm(x) * _fan(kind, m * n, 1)
-    lengths = torch.linalg.vector_norm(x, dim=-2 if kind == "column_rms" else -1)
-    return lengths.sum(-1) * _row_length(kind, m, n)
+        found = torch.linalg.svdvals(x).sum(-1) * _fan(kind, m, n)
+    elif kind == "max_entry":
+        found = x.abs().sum((-2, -1))
+    elif kind in ("frobenius", "rms"):
+        found = torch.linalg.matrix_norm(x) * _fan(kind, m * n, 1)
+    else:
+        found = _lengths(x, kind).sum((-2, -1)) * _row_length(kind, m, n)
+    return found
 
 
 def duality_map(
@@ -184,8 +188,15 @@ def direction(
     if kind in ("frobenius", "rms"):
         size = torch.linalg.matrix_norm(x, keepdim=True)
         return _divided(x, size) * _fan(kind, m * n, 1)
-    lengths = torch.linalg.vector_norm(x, dim=-2 if kind == "column_rms" else -1, keepdim=True)
-    return _divided(x, lengths) * _row_length(kind, m, n)
+    return _divided(x, _lengths(x, kind)) * _row_length(kind, m, n)
+
+
+def _lengths(x: Tensor, kind: str) -> Tensor:
+    """The l2 norms of rows, or of columns."""
+    found: Tensor = torch.linalg.vector_norm(
+        x, dim=-2 if kind == "column_rms" else -1, keepdim=True
+    )
+    return found
 
 
 def _divided(x: Tensor, size: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ def norms_chart(layers: Sequence[LayerNorms], kinds: Sequence[str]) -> Figure:
     line = alt.Chart(alt.InlineData(values=[{"at": 1.0}])).mark_rule(
         strokeDash=[4, 3], strokeWidth=2
     )
-    panels: list[alt.Chart | alt.LayerChart] = [by_layer]
+    panels: list[alt.Chart | alt.LayerChart | alt.FacetChart] = [by_layer]
     if before:
         panels.append(alt.layer(spread, line.encode(x=alt.X("at:Q", title=title, scale=x_scale))))
     return Figure(

@@ -97,7 +97,8 @@ def polar(g: Float[Tensor, "... m n"]) -> Float[Tensor, "... m n"]:
     u, s, vt = torch.linalg.svd(g.to(wide(g.dtype)), full_matrices=False)
     least = max(g.shape[-2:]) * torch.finfo(s.dtype).eps * s.amax(-1, keepdim=True)
     kept = (s > least).to(s.dtype)
-    return ((u * kept[..., None, :]) @ vt).to(g.dtype)
+    found: Tensor = (u * kept[..., None, :]) @ vt
+    return found.to(g.dtype)
 
 
 def newton_schulz(

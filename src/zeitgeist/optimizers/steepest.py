@@ -168,6 +168,7 @@ class Steepest(torch.optim.Optimizer):
             raise InputInvalid(f"there is no norm {kind!r}", mend=did_you_mean(kind, known))
         if view not in VIEWS:
             raise InputInvalid(f"view is {view!r}", mend=did_you_mean(view, VIEWS))
+        found: set[tuple[int, ...]] = set()
         for i, p in enumerate(group["params"]):
             name = group["param_names"][i] if "param_names" in group else f"parameter {i}"
             if p.is_complex():
@@ -178,8 +179,13 @@ class Steepest(torch.optim.Optimizer):
                     mend=f"put it into a group of its own with {', '.join(OF_VECTORS)} or adam",
                 )
             if group["split"] and p.ndim >= 2:
-                parts = group["split"]
-                sizes_of(parts, outputs(p.shape, view), name)
+                found.add(sizes_of(group["split"], outputs(p.shape, view), name))
+        if len(found) > 1:
+            raise InputInvalid(
+                f"split {group['split']!r} gives parts of several sizes in one group",
+                mend="give one group for each number of outputs",
+            )
+        group["split"] = next(iter(found), ())
         group.setdefault("d", torch.tensor(FIRST_STEP, dtype=torch.float64))
         group.setdefault("numerator", torch.tensor(0.0, dtype=torch.float64))
 
@@ -370,12 +376,7 @@ def _pieces(b: Tensor, group: Mapping[str, Any]) -> list[Tensor]:
     x = to_matrices(b, group["view"])
     if not group["split"] or b.ndim < 2:
         return [x]
-    return list(x.split(list(_sizes(group, x)), dim=-2))
-
-
-def _sizes(group: Mapping[str, Any], x: Tensor) -> tuple[int, ...]:
-    parts = group["split"]
-    return sizes_of(parts, x.shape[-2], "a parameter") or (x.shape[-2],)
+    return list(x.split(list(group["split"]), dim=-2))
 
 
 def _joined(pieces: list[Tensor], like: Tensor, group: Mapping[str, Any]) -> Tensor:
