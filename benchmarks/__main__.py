@@ -6,6 +6,7 @@ from benchmarks import (
     hybrid_attention,
     knots_factored,
     merge_vs_mergekit,
+    steepest_descent,
     ties_kernels,
 )
 
@@ -21,3 +22,5 @@ print("\n## Attention transfer, layer by layer against all at once\n", flush=Tru
 attention_transfer.main(["--quick"])
 print("\n## Capturing activations against a plain forward pass\n", flush=True)
 capture.main(["--quick"])
+print("\n## A step of steepest descent against other optimisers\n", flush=True)
+steepest_descent.main(["--quick"])

@@ -59,7 +59,7 @@ def test_gradients_of_a_module():
     assert [each.name for each in found] == ["0.weight", "0.bias", "1.weight", "1.bias"]
     assert found[0].norms["frobenius"] == pytest.approx(float(model[0].weight.grad.norm()))
     model[0].weight.grad[0, 0] = float("nan")
-    with pytest.raises(InputInvalid, match="'0.weight' has values that are NaN"):
+    with pytest.raises(InputInvalid, match=r"'0\.weight' has values that are NaN"):
         gradient_norms(model)
     for kinds, match in (([], "no norm was named"), (["nuclear"], "there is no norm 'nuclear'")):
         with pytest.raises(InputInvalid, match=match):

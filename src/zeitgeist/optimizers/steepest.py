@@ -140,7 +140,8 @@ class Steepest(torch.optim.Optimizer):
         for each in self.chosen:
             if each.warning:
                 warnings.warn(
-                    f"{each.warning}; say what it is by norm={{{each.name!r}: {each.norm!r}}} or split",
+                    f"{each.warning}; say what it is in norm or split, as "
+                    f"norm={{{each.name!r}: {each.norm!r}}}",
                     stacklevel=2,
                 )
 
