@@ -3,11 +3,11 @@
     python -m benchmarks.steepest_descent            all 210 hidden matrices of SmolLM2-135M
     python -m benchmarks.steepest_descent --quick    those of two of its 30 layers
 
-One thread, CPU time of one `step`, medians over rounds of taking turns; the same gradients, momentum
-.95, Nesterov, five Newton-Schulz steps. pytorch_optimizer is left out where it is not installed.
-Products: how often a matrix product is called in one step, and the floating-point operations of all
-of them, against what five quintics need if each matrix is transposed to its short side, which is
-20 m^2 n + 10 m^3 (m <= n), one call for each product of each shape.
+One thread, CPU time of one `step`, medians over rounds of taking turns; the same gradients,
+momentum .95, Nesterov, five Newton-Schulz steps. pytorch_optimizer is left out where it is not
+installed. Products: how often a matrix product is called in one step, and the floating-point
+operations of all of them, against what five quintics need if each matrix is transposed to its short
+side, which is 20 m^2 n + 10 m^3 (m <= n), one call for each product of each shape.
 """
 
 import argparse
@@ -113,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         share = "" if "SVD" in name else f"{flops / least:.2f}"
         ratio = reference / median
         print(f"| {name} | {median:.2f} | {ratio:.2f}x | {'' if not share else calls} | {share} |")
-    print(f"minimum: {15 * len(set(map(lambda s: tuple(sorted(s)), SHAPES)))} products, one batch "
+    print(f"minimum: {15 * len({tuple(sorted(shape)) for shape in SHAPES})} products, one batch "
           f"for each shape, {least / 1e12:.2f} Tflop")  # fmt: skip
 
 
