@@ -2,4 +2,6 @@
 
 from cyclopts import App
 
-app = App(name="circuit", help="Find the edges that do a task, run them alone, test them.")
+app = App(
+    name="circuit", help="Find the edges that do a task, run them alone, test them."
+)
