@@ -8,6 +8,7 @@ from benchmarks import (
     hybrid_attention,
     knots_factored,
     merge_vs_mergekit,
+    steepest_descent,
     ties_kernels,
 )
 
@@ -27,3 +28,5 @@ print("\n## Scanning attention heads against all attention matrices\n", flush=Tr
 head_scan.main(["--quick"])
 print("\n## Testing a circuit, many circuits in one pass against one at a time\n", flush=True)
 circuits.main(["--quick"])
+print("\n## A step of steepest descent against other optimisers\n", flush=True)
+steepest_descent.main(["--quick"])

@@ -109,6 +109,7 @@ AREAS: tuple[Area, ...] = (
         "zeitgeist.studies.compression:STUDY",
     ),
     Area("inspection", "Inspection", "what a model knows, where, and how"),
+    Area("optimizers", "Optimizers", "steepest descent under a norm you name"),
 )
 
 SYSTEMS: tuple[System, ...] = (
@@ -381,6 +382,32 @@ print(verify(model, pairs, ["embed->a0.h1.v", "a0.h1->logits"]).text())
             },
             "discovery": {"steps": 5},
         },
+    ),
+    System(
+        slug="steepest-descent",
+        title="Old Optimizer, New Norm: An Anthology",
+        authors="Bernstein, Newhouse",
+        arxiv="2409.20325",
+        sections=("Theory",),
+        area="optimizers",
+        purpose="train with the norm each layer's role asks for; see updates under every norm",
+        door="zeitgeist.optimizers.steepest:Steepest",
+        command="norms",
+        example="zeitgeist norms BASE TUNED --norms spectral,rms_spectral -o norms.png",
+        configs={"steepest": "zeitgeist.optimizers.options:SteepestOptions"},
+        page="docs/steepest-descent.md",
+        study="zeitgeist.studies.steepest_descent:STUDY",
+        python="""\
+from zeitgeist.optimizers.steepest import Steepest
+
+optimizer = Steepest(model, lr=0.02)
+print(optimizer.explain())
+""",
+        limits=(
+            "Rates do not carry over from AdamW: sweep, or take scale='match_adamw'.",
+            "Sharded parameters (FSDP, DTensor) are not gathered: one device holds each matrix.",
+        ),
+        published={"steepest": {"lr": 0.02, "momentum": 0.95, "nesterov": True}},
     ),
 )
 

@@ -13,6 +13,7 @@ from zeitgeist.cli import (
     linearize,
     merge,
     models,
+    norms,
     report,
     reproduce,
     systems,
@@ -35,6 +36,7 @@ app.command(drop.app)
 app.command(linearize.app)
 app.command(limits.app)
 app.command(inspect.app)
+app.command(norms.norms)
 app.command(reproduce.reproduce)
 app.command(report.report)
 
