@@ -351,8 +351,8 @@ def test_pictures_show_heads_that_share_keys():
 
     graph = {"layers": 2, "heads": 4, "kv_heads": 2, "mlp": True, "inputs": ["embed"]}
     edges = ["embed->a0.h1.k", "a0.h2->logits", "a0.h3->m1", "m1->logits", "embed->a1.h0.v"]
-    layers = circuit_chart(graph, edges, {edges[0]: 2.0}).spec["layer"]
-    lines, nodes = (layer["data"]["values"] for layer in layers[:2])
+    spec = circuit_chart(graph, edges, {edges[0]: 2.0}).spec
+    lines, nodes = (spec["datasets"][layer["data"]["name"]] for layer in spec["layer"][:2])
     assert {node["node"] for node in nodes} == {
         "embed", "a0.h2", "a0.h3", "m1", "logits", "a1.h0",
     }  # fmt: skip

@@ -1,7 +1,7 @@
 """Pictures of circuits and of what tests say of them."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from zeitgeist.errors import ExtraMissing
@@ -35,13 +35,13 @@ def circuit_chart(
     effects
         Of edges; lines are wide by their square root. None: all alike.
     """
-    places = _places(graph, edges)
+    places, sources = _places(graph, edges), {edge.partition(ARROW)[0] for edge in edges}
     largest = max((effects or {}).values(), default=0.0) or 1.0
     lines = []
     for name in edges:
         weight = (effects or {}).get(name, largest if effects is None else 0.0)
         x1, y1, _ = places[name.partition(ARROW)[0]]
-        for into in _into(graph, name, edges):
+        for into in _into(graph, name, sources):
             x2, y2, _ = places[into]
             width = 0.4 + 3.0 * (max(weight, 0.0) / largest) ** 0.5
             line = {"edge": name, "effect": weight, "width": width}
@@ -95,8 +95,8 @@ def circuit_chart(
 
 def _places(graph: Mapping[str, Any], edges: Sequence[str]) -> dict[str, tuple[float, float, str]]:
     """By node of the circuit: across, up, and what it is."""
-    names = {edge.partition(ARROW)[0] for edge in edges}
-    names |= {into for edge in edges for into in _into(graph, edge, edges)}
+    sources = {edge.partition(ARROW)[0] for edge in edges}
+    names = sources | {into for edge in edges for into in _into(graph, edge, sources)}
     heads, inputs, found = int(graph["heads"]), list(graph["inputs"]), {}
     for name in sorted(names):
         if name in inputs:
@@ -112,7 +112,7 @@ def _places(graph: Mapping[str, Any], edges: Sequence[str]) -> dict[str, tuple[f
     return found
 
 
-def _into(graph: Mapping[str, Any], edge: str, edges: Sequence[str]) -> list[str]:
+def _into(graph: Mapping[str, Any], edge: str, sources: Set[str]) -> list[str]:
     """The nodes that an edge leads to: with query groups all heads of the circuit that share it."""
     last = edge.partition(ARROW)[2]
     parts = re.fullmatch(r"(a\d+)\.h(\d+)\.([qkv])", last)
@@ -121,8 +121,7 @@ def _into(graph: Mapping[str, Any], edge: str, edges: Sequence[str]) -> list[str
     layer, head, port = parts[1], int(parts[2]), parts[3]
     group = 1 if port == "q" else int(graph["heads"]) // int(graph["kv_heads"])
     names = [f"{layer}.h{each}" for each in range(head * group, (head + 1) * group)]
-    inside = [name for name in names if any(each.startswith(f"{name}{ARROW}") for each in edges)]
-    return inside or names[:1]
+    return [name for name in names if name in sources] or names[:1]
 
 
 def effects_chart(record: TestRecord) -> Figure:
