@@ -9,14 +9,17 @@ it is wrong. It looks at the label to choose the position, and a probe at that p
 label from it. `blind` is one rule for all answers that sees neither aliases nor labels; it is the
 default. `published` looks, with `blind` in the place of the other model, and is kept to compare.
 
-The rule of `blind`, on the first sentence of the answer:
+The rule of `blind`:
 
-1. an apology or a refusal has no exact answer;
-2. behind the last ``=`` or, failing that, the first of *is, are, was, were, refers to, ``:``*, up
-   to a comma, a bracket, *which, that, because, and, but, with*, or the sentence's end;
-   without articles, quotes, *called, known as, named* at its beginning;
-3. if nothing like that is there, the whole clause;
-4. if that has more than `LONGEST` words, its first run of capitalised words or numbers that the
+1. an apology or a refusal in the first sentence: there is no exact answer;
+2. a question with two options: whichever of them stands first;
+3. a question with a number in it: in the first sentence that has one, the last number behind ``=``,
+   *is, equals, gives, makes, get*; failing that, the answer if it is a number; else there is none;
+4. otherwise, in the first sentence, what is behind *is, are, was, were, refers to* or ``:``, up to
+   a comma, a bracket, *which, that, because, and, but, with*, or the sentence's end, without
+   articles, quotes, *called, known as, named* at its beginning;
+5. if nothing like that is there, the whole clause;
+6. if that has more than `LONGEST` words, its first run of capitalised words or numbers that the
    question does not have; else there is none.
 """
 
@@ -48,6 +51,10 @@ _REFUSAL = re.compile(
 # A period between digits or behind a single capital is inside a number or an abbreviation.
 _END = re.compile(r"\n|[!?](?=\s|$)|(?<!\b[A-Z])\.(?=\s|$)")
 _COPULA = re.compile(r"\b(?:is|are|was|were|refers to)\b|:(?=\s)", re.IGNORECASE)
+_NUMBER = r"-?\d+(?:[.,]\d+)*"
+_RESULT = re.compile(
+    rf"(?:=|\b(?:is|equals?|gives|makes|get)\b)\s*({_NUMBER})(?!\s*[*/+]|\s*-\s*\d)"
+)
 _CUT = re.compile(r"[,;()\[\]]|\s(?:which|that|because|and|but|with)\b", re.IGNORECASE)
 _LEAD = re.compile(
     r"(?:\s|[\"'*\u201c\u2018]|(?:the|a|an|called|known as|named|also)\b)+", re.IGNORECASE
@@ -148,7 +155,7 @@ def blind(question: Question, answer: str) -> tuple[int, int] | None:
     Parameters
     ----------
     question
-        Only its text is read.
+        Its text, and of its two options, if it has them, which they are but not which is right.
     answer
         The model's.
 
@@ -167,15 +174,27 @@ def blind(question: Question, answer: str) -> tuple[int, int] | None:
     stop = next((m.start() for m in _END.finditer(answer, start) if m.start() > start), len(answer))
     if _REFUSAL.search(answer, start, stop):
         return None
-    if (equals := answer.rfind("=", start, stop)) >= 0 and answer[equals + 1 : stop].strip():
-        begin = equals + 1
-    else:
-        copula = _COPULA.search(answer, start, stop)
-        begin = copula.end() if copula and answer[copula.end() : stop].strip() else start
+    if question.wrong:
+        return first_alias(answer, [*question.aliases, question.wrong])
+    if re.search(r"\d", question.question):
+        return _number(answer)
+    copula = _COPULA.search(answer, start, stop)
+    begin = copula.end() if copula and answer[copula.end() : stop].strip() else start
     span = _clause(answer, begin, stop)
     if span is None or len(answer[slice(*span)].split()) <= LONGEST:
         return span
     return _named(question.question, answer, *span)
+
+
+def _number(answer: str) -> tuple[int, int] | None:
+    """The last result of the first sentence that has one, or all of the answer."""
+    begin = 0
+    for stop in [*(m.start() for m in _END.finditer(answer)), len(answer)]:
+        if hits := list(_RESULT.finditer(answer, begin, stop)):
+            return hits[-1].span(1)
+        begin = stop
+    alone = re.fullmatch(rf"\s*({_NUMBER})\.?\s*", answer)
+    return alone.span(1) if alone else None
 
 
 def _clause(answer: str, begin: int, stop: int) -> tuple[int, int] | None:
@@ -298,7 +317,5 @@ def token_window(
 def decoded(tokenizer: Any, ids: Sequence[int]) -> str:
     """Text of tokens, with nothing tidied away."""
     return str(
-        tokenizer.decode(
-            list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
+        tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
     )
