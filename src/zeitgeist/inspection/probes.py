@@ -19,8 +19,9 @@ permutation test asks for.
 n rows   d features   c cells   m labellings
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -28,7 +29,7 @@ from torch import Tensor
 
 from zeitgeist.errors import ExtraMissing, InputInvalid
 
-__all__ = ["PUBLISHED", "ProbeOptions", "Probes", "auc", "fit_probes"]
+__all__ = ["PUBLISHED", "ProbeOptions", "Probes", "fit_probes"]
 
 _PAPER = "arXiv 2410.02707"
 _TINY = 1e-12
@@ -78,9 +79,7 @@ class ProbeOptions:
             if getattr(self, name) < 2:
                 raise InputInvalid(f"{name} is {getattr(self, name)}", mend="give at least 2")
         if self.max_iterations < 1:
-            raise InputInvalid(
-                f"max_iterations is {self.max_iterations}", mend="give at least 1"
-            )
+            raise InputInvalid(f"max_iterations is {self.max_iterations}", mend="give at least 1")
         if self.class_weight not in ("none", "balanced"):
             raise InputInvalid(
                 f"class_weight is {self.class_weight!r}", mend="give 'none' or 'balanced'"
@@ -104,25 +103,6 @@ class Probes:
         """Log-odds of the positive class."""
         z = (x.to(self.weights.dtype) - self.mean[:, None]) / self.scale[:, None]
         return (z @ self.weights[..., None])[..., 0] + self.intercept[:, None]
-
-
-def auc(y: Bool[Tensor, "*#b n"], score: Float[Tensor, "*#b n"]) -> Float[Tensor, "*b"]:
-    """Area under the ROC curve: how often a positive row scores above a negative one, ties half.
-
-    Examples
-    --------
-    >>> auc(torch.tensor([True, True, False]), torch.tensor([2.0, 1.0, 1.0]))
-    tensor(0.7500, dtype=torch.float64)
-    """
-    score, _ = torch.broadcast_tensors(score, y)
-    score = score.contiguous()
-    ordered = score.sort(-1).values
-    below = torch.searchsorted(ordered, score)
-    upto = torch.searchsorted(ordered, score, right=True)
-    rank = (below + upto + 1).double() / 2
-    ones = y.sum(-1)
-    wins = (rank * y).sum(-1) - ones * (ones + 1) / 2
-    return wins / (ones * (y.shape[-1] - ones))
 
 
 def check_classes(y: Bool[Tensor, " n"], least: int = 15, *, of: str = "") -> None:
@@ -165,7 +145,7 @@ def moments(
 
 
 def row_costs(
-    y: Bool[Tensor, "*b n"], options: ProbeOptions, present: Bool[Tensor, "*b n"] | None = None
+    y: Bool[Tensor, "*#b n"], options: ProbeOptions, present: Bool[Tensor, "*#b n"] | None = None
 ) -> Float[Tensor, "*b n"]:
     """c of every row: C, times its class's weight; 0 where the row has no such token."""
     here = torch.ones_like(y) if present is None else present
@@ -182,7 +162,6 @@ def solve(
     y: Bool[Tensor, "c n"],
     cost: Float[Tensor, "c n"],
     options: ProbeOptions,
-    start: tuple[Float[Tensor, "c n"], Float[Tensor, " c"]] | None = None,
 ) -> tuple[Float[Tensor, "c n"], Float[Tensor, " c"]]:
     """Newton's method in a batch: a and b with f = K a + b.
 
@@ -194,20 +173,15 @@ def solve(
     gram, target = gram.double(), y.double()
     sign = 2 * target - 1
     unit = cost.amax(-1, keepdim=True)
-    if start is None:
-        a, b = torch.zeros_like(target), target.new_zeros(len(target))
-    else:
-        a, b = start
+    a, b = torch.zeros_like(target), target.new_zeros(len(target))
 
-    def loss(f: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    def evaluate(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        inner = (gram @ a[..., None])[..., 0]
+        f = inner + b[:, None]
         fit = (cost * torch.nn.functional.softplus(-sign * f)).sum(-1)
-        return fit + (a * (f - b[:, None])).sum(-1) / 2
+        return f, fit + (a * inner).sum(-1) / 2
 
-    def prediction(a: Tensor, b: Tensor) -> Tensor:
-        return (gram @ a[..., None])[..., 0] + b[:, None]
-
-    f = prediction(a, b)
-    now = loss(f, a, b)
+    f, loss = evaluate(a, b)
     for _ in range(options.max_iterations):
         p = f.sigmoid()
         g = cost * (target - p)
@@ -225,7 +199,7 @@ def solve(
         h, u = r - solved[..., 0], solved[..., 1]
         to_b = h.sum(-1) / u.sum(-1)
         to_a = h - to_b[:, None] * u
-        a, b, f, now = _descend(loss, prediction, (a, b, f, now), (to_a, to_b))
+        a, b, f, loss = _descend(evaluate, (a, b), (to_a, to_b), loss)
     p = f.sigmoid()
     off = ((a - cost * (target - p)).abs() / unit).max()
     if off > 1e-4:
@@ -237,26 +211,30 @@ def solve(
     return a, b
 
 
-def _descend(loss: Any, prediction: Any, here: Any, there: Any) -> Any:
+def _descend(
+    evaluate: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    here: tuple[Tensor, Tensor],
+    there: tuple[Tensor, Tensor],
+    loss: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Go all the way, or half, or a quarter, as each cell's loss allows."""
-    a, b, f, now = here
-    to_a, to_b = there
-    step = torch.ones_like(now)
+    step = torch.ones_like(loss)
     for _ in range(30):
-        new_a, new_b = a + step[:, None] * (to_a - a), b + step * (to_b - b)
-        new_f = prediction(new_a, new_b)
-        new = loss(new_f, new_a, new_b)
-        worse = ~(new <= now + 1e-12 * now.abs())
+        a = here[0] + step[:, None] * (there[0] - here[0])
+        b = here[1] + step * (there[1] - here[1])
+        f, new = evaluate(a, b)
+        # The last steps change the loss by less than it is rounded.
+        worse = ~(new <= loss + 1e-12 * loss.abs())
         if not worse.any():
             break
         step = torch.where(worse, step / 2, step)
-    return new_a, new_b, new_f, new
+    return a, b, f, new
 
 
 def solve_many(
     gram: Float[Tensor, "c n n"],
     labels: Bool[Tensor, "m n"],
-    cost: Float[Tensor, "c n"],
+    cost: Float[Tensor, "c #m n"],
     *,
     tolerance: float = 1e-3,
     max_iterations: int = 60,
@@ -266,9 +244,9 @@ def solve_many(
     Good to ``tolerance`` of C, which leaves ranks, and so the area under the curve, as they are to
     the third digit; `solve` is the exact twin.
     """
-    cost = cost.to(gram.dtype)
     target = labels.T.to(gram.dtype)
-    bound = cost / 4
+    cost = cost.to(gram.dtype).mT
+    bound = cost.amax(-1) / 4
     root = bound.sqrt()
     inner = root[..., :, None] * gram * root[..., None, :]
     inner.diagonal(dim1=-2, dim2=-1).add_(1.0)
@@ -282,9 +260,9 @@ def solve_many(
     a = gram.new_zeros(len(gram), *target.shape)
     b = gram.new_zeros(len(gram), target.shape[1])
     f = torch.zeros_like(a)
-    unit = cost.amax(-1)[:, None, None]
+    unit = cost.amax((-2, -1), keepdim=True)
     for _ in range(max_iterations):
-        g = cost[..., None] * (target - f.sigmoid())
+        g = cost * (target - f.sigmoid())
         if ((a - g).abs() <= tolerance * unit).all():
             break
         h = back @ (bound[..., None] * f + g)
