@@ -148,7 +148,7 @@ def row_costs(
     y: Bool[Tensor, "*#b n"], options: ProbeOptions, present: Bool[Tensor, "*#b n"] | None = None
 ) -> Float[Tensor, "*b n"]:
     """c of every row: C, times its class's weight; 0 where the row has no such token."""
-    here = torch.ones_like(y) if present is None else present
+    y, here = torch.broadcast_tensors(y, torch.ones_like(y) if present is None else present)
     cost = options.C * here.double()
     if options.class_weight == "balanced":
         total = here.sum(-1, keepdim=True)
