@@ -298,7 +298,5 @@ def token_window(
 def decoded(tokenizer: Any, ids: Sequence[int]) -> str:
     """Text of tokens, with nothing tidied away."""
     return str(
-        tokenizer.decode(
-            list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
+        tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
     )

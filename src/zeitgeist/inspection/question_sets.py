@@ -164,9 +164,7 @@ SETS: Mapping[str, Callable[[bool], tuple[Question, ...]]] = {
     "currencies": lambda progress: currencies(
         read_countries(facts_file("countries", progress=progress))
     ),
-    "elements": lambda progress: elements(
-        read_elements(facts_file("elements", progress=progress))
-    ),
+    "elements": lambda progress: elements(read_elements(facts_file("elements", progress=progress))),
     "sums-1": lambda _: sums(0, 9),
     "sums-2": lambda _: sums(10, 99),
     "coreference": lambda _: coreference(),

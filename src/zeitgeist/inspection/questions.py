@@ -178,7 +178,9 @@ def _question(row: Any, origin: str) -> Question:
     for name in row:
         if name not in FIELDS:
             raise InputInvalid(
-                f"{name!r} is no field of a question", origin=origin, mend=did_you_mean(name, FIELDS)
+                f"{name!r} is no field of a question",
+                origin=origin,
+                mend=did_you_mean(name, FIELDS),
             )
     for name in ("question", "aliases"):
         if name not in row:
