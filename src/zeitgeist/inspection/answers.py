@@ -271,9 +271,7 @@ def places(positions: Sequence[str], length: int, span: tuple[int, int] | None) 
     """
     known = {"question_last": 0, "answer_first": 1, "answer_second": 2}
     known |= {f"minus_{back}": length + 1 - back for back in range(1, LAST_TOKENS + 1)}
-    known = {
-        name: at for name, at in known.items() if name == "question_last" or 1 <= at <= length
-    }
+    known = {name: at for name, at in known.items() if name == "question_last" or 1 <= at <= length}
     if span is not None:
         first, last = span
         known |= {
