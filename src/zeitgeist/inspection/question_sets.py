@@ -129,12 +129,16 @@ def elements(known: Sequence[Element]) -> tuple[Question, ...]:
 
 
 def sums(low: int, high: int) -> tuple[Question, ...]:
-    """*What is 17 + 25?* for all pairs from ``low`` to ``high``, both inside.
+    """*What is 17 + 25? Answer with a number.* for all pairs from ``low`` to ``high``, both inside.
 
     The entity is the pair whatever its order.
     """
     return tuple(
-        Question(f"What is {a} + {b}?", (str(a + b),), entity=f"{min(a, b)} + {max(a, b)}")
+        Question(
+            f"What is {a} + {b}? Answer with a number.",
+            (str(a + b),),
+            entity=f"{min(a, b)} + {max(a, b)}",
+        )
         for a, b in product(range(low, high + 1), repeat=2)
     )
 
@@ -198,7 +202,7 @@ def question_set(
     Examples
     --------
     >>> question_set("sums-1", count=1)[0].question
-    'What is 8 + 5?'
+    'What is 8 + 5? Answer with a number.'
     """
     if name not in SETS:
         raise InputInvalid(f"there is no question set {name!r}", mend=did_you_mean(name, SETS))
