@@ -166,9 +166,7 @@ def test_nothing_stays_hooked(opened):
     generate(model, tokenizer, PROMPTS, **FREE)
     with pytest.raises(ZeroDivisionError):
         generate(model, tokenizer, PROMPTS, **FREE, choose=lambda _logits, _step: 1 / 0)
-    assert not any(
-        module._forward_hooks or module._forward_pre_hooks for module in model.modules()
-    )
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
 def test_rows_are_padded_on_the_left():
@@ -186,7 +184,7 @@ def test_a_prompt_is_in_the_chat_template_or_framed(opened):
 
 def test_too_long_a_question_is_refused_with_its_number(llama):
     check_fits(llama, [[1] * 60], 4, "its answer")
-    with pytest.raises(InputInvalid, match="question 2 has 61 tokens.*context of 64"):
+    with pytest.raises(InputInvalid, match=r"question 2 has 61 tokens.*context of 64"):
         check_fits(llama, [[1], [1] * 61], 4, "its answer")
 
 

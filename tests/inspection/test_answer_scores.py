@@ -106,7 +106,7 @@ def test_p_true_is_the_softmax_of_two_logits_whatever_the_batch(opened, chat):
 
 def test_p_true_asks_for_letters_and_for_room(opened):
     model, tokenizer = opened
-    with pytest.raises(InputInvalid, match="question 1 has .* asked about by p_true"):
+    with pytest.raises(InputInvalid, match=r"question 1 has .* asked about by p_true"):
         check_p_true(model, tokenizer, ["the cat?" * 200], chat=False, room=8)
 
     class Halves:
