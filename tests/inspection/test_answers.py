@@ -114,7 +114,8 @@ def test_the_product_of_probabilities_is_the_models_own_loss(model, tokenizer):
     both = torch.tensor([[*prompt, *ids]])
     labels = both.clone()
     labels[:, : len(prompt)] = -100
-    loss = float(model(input_ids=both, labels=labels).loss)
+    with torch.no_grad():
+        loss = float(model(input_ids=both, labels=labels).loss)
     mean = float(found.scores["logprob_mean"][0])
     assert math.exp(mean * len(ids)) == pytest.approx(math.exp(-loss * len(ids)), rel=1e-4)
 
@@ -153,7 +154,7 @@ def test_features_are_the_states_at_their_tokens(model, tokenizer):
 
 
 def test_missing_positions_are_zero_and_not_present(model, tokenizer):
-    questions = [replace(QUESTIONS[0], answer="the"), replace(QUESTIONS[1], answer="the cat ran")]
+    questions = [replace(QUESTIONS[0], answer="e"), replace(QUESTIONS[1], answer="the cat ran")]
     nothing = by_pattern("never")
     found = generate_answers(
         model, tokenizer, questions, OPTIONS, extractor=nothing, progress=False
@@ -261,7 +262,7 @@ def test_samples_depend_on_their_numbers_alone(model, tokenizer):
 
 @pytest.mark.parametrize(
     ("top_p", "top_k", "kept"), [(1.0, 0, [0.5, 0.3, 0.2]), (0.6, 0, [0.625, 0.375, 0]),
-                                 (1.0, 2, [0.625, 0.375, 0]), (0.5, 0, [1, 0, 0])],
+                                 (1.0, 2, [0.625, 0.375, 0]), (0.5, 0, [1.0, 0.0, 0.0])],
 )  # fmt: skip
 def test_draws_have_the_probabilities_asked_for(top_p, top_k, kept):
     logits = torch.tensor([0.2, 0.5, 0.3]).log().expand(10_000, 3)
@@ -357,8 +358,8 @@ def test_bad_requests_are_told_before_anything_runs(model, tokenizer, plain, mon
         ask(())
     with pytest.raises(InputInvalid, match=r"question 2 has \d+ tokens .* context of 512"):
         ask([QUESTIONS[0], Question("x" * 600, ("a",))])
-    with pytest.raises(InputInvalid, match=r"asked about by p_true, may have 400"):
-        ask(max_new_tokens=400, p_true=True)
+    with pytest.raises(InputInvalid, match=r"asked about by p_true, may have 440"):
+        ask(max_new_tokens=440, p_true=True)
     with pytest.raises(InputInvalid, match="no layer 3; they are 0 to 2"):
         ask(layers=(3,))
     with pytest.raises(InputInvalid, match="no chat template"):

@@ -143,7 +143,7 @@ def test_a_draw_is_the_seeds_and_never_more_than_there_is():
 
 
 def test_bad_requests_are_told():
-    with pytest.raises(InputInvalid, match="'capital'.*did you mean 'capitals'"):
+    with pytest.raises(InputInvalid, match=r"'capital'.*did you mean 'capitals'"):
         question_set("capital")
     with pytest.raises(InputInvalid, match="0 questions"):
         question_set("sums-1", count=0)

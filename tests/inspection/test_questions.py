@@ -35,7 +35,8 @@ def test_jsonl_csv_records_and_a_frame_are_the_same_questions(tmp_path):
     table = tmp_path / "q.csv"
     table.write_text(
         "question,aliases,wrong,entity,answer,exact\n"
-        '"Who, \u201cshe\u201d?",the nurse | nurse,surgeon,nurse and surgeon,It is the nurse.,nurse\n'
+        '"Who, \u201cshe\u201d?",the nurse | nurse,surgeon,nurse and surgeon,'
+        "It is the nurse.,nurse\n"
         "Capital of France?,Paris,,,,\n",
         encoding="utf-8",
     )
@@ -106,7 +107,7 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path):
     with pytest.raises(InputInvalid, match="cannot be read"):
         read_questions(tmp_path / "none.jsonl")
     (tmp_path / "latin.csv").write_bytes(b"question,aliases\nBogot\xe1?,x\n")
-    with pytest.raises(InputInvalid, match="cannot be read.*UTF-8"):
+    with pytest.raises(InputInvalid, match=r"cannot be read.*UTF-8"):
         read_questions(tmp_path / "latin.csv")
 
 
