@@ -1,6 +1,7 @@
 """Pictures of truthfulness probes: where the signal is, where it carries, what picking gains."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from zeitgeist.errors import ExtraMissing
 from zeitgeist.evidence.figures import Figure
@@ -73,7 +74,7 @@ def transfer_chart(found: Transfer) -> Figure:
     """
     names = list(found.names)
 
-    def panel(values: list[list[float]], title: str, low: float, high: float) -> alt.TopLevelMixin:
+    def panel(values: list[list[float]], title: str, low: float, high: float) -> Any:
         cells = [
             {"taught": taught, "tested": tested, "value": value}
             for taught, row in zip(names, values, strict=True)
