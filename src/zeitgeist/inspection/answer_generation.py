@@ -35,8 +35,8 @@ class Traced:
     """
 
     ids: list[list[int]]
-    logits: list[Float[Tensor, " t"]]
-    logprobs: list[Float[Tensor, " t"]]
+    logits: list[Float[Tensor, " _"]]
+    logprobs: list[Float[Tensor, " _"]]
     states: Float[Tensor, "b s L d"]
 
 

@@ -48,8 +48,8 @@ _REFUSAL = re.compile(
     r"unable to|not sure|no answer)\b",
     re.IGNORECASE,
 )
-# A period between digits or behind a single capital is inside a number or an abbreviation.
-_END = re.compile(r"\n|[!?](?=\s|$)|(?<!\b[A-Z])\.(?=\s|$)")
+# A period behind a single capital or a short title does not end a sentence: D.C., St. John's.
+_END = re.compile(r"\n|[!?](?=\s|$)|(?<!\b[A-Z])(?<!\b(?:St|Mt|Ft|Dr|Mr))\.(?=\s|$)")
 _COPULA = re.compile(r"\b(?:is|are|was|were|refers to)\b|:(?=\s)", re.IGNORECASE)
 _NUMBER = r"-?\d+(?:[.,]\d+)*"
 _RESULT = re.compile(
