@@ -149,7 +149,7 @@ def row_costs(
 ) -> Float[Tensor, "*b n"]:
     """c of every row: C, times its class's weight; 0 where the row has no such token."""
     y, here = torch.broadcast_tensors(y, torch.ones_like(y) if present is None else present)
-    cost = options.C * here.double()
+    cost: Tensor = options.C * here.double()
     if options.class_weight == "balanced":
         total = here.sum(-1, keepdim=True)
         ones = (y & here).sum(-1, keepdim=True)

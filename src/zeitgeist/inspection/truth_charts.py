@@ -1,6 +1,7 @@
 """Pictures of truthfulness probes: where the signal is, where it carries, what picking gains."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from zeitgeist.errors import ExtraMissing
 from zeitgeist.evidence.figures import Figure
@@ -73,7 +74,7 @@ def transfer_chart(found: Transfer) -> Figure:
     """
     names = list(found.names)
 
-    def panel(values: list[list[float]], title: str, low: float, high: float) -> alt.LayerChart:
+    def panel(values: list[list[float]], title: str, low: float, high: float) -> Any:
         cells = [
             {"taught": taught, "tested": tested, "value": value}
             for taught, row in zip(names, values, strict=True)
@@ -145,17 +146,19 @@ def selection_chart(found: Selection) -> Figure:
         y=alt.Y("way:N", title=None, sort=list(WAYS))
     )
     scale = alt.Scale(domain=list(WAYS), range=list(COLOURS))
-    chart = (
-        alt.layer(
-            base.mark_bar().encode(
-                x=alt.X("accuracy:Q", title="accuracy", scale=alt.Scale(domain=[0, 1])),
-                color=alt.Color("way:N", title=None, scale=scale, legend=None),
-            ),
-            base.mark_rule(strokeWidth=1.5).encode(x="low:Q", x2="high:Q"),
-        )
-        .facet(row=alt.Row("kind:N", title=None, sort=[labels[kind] for kind in kinds],
-                           header=alt.Header(labelAngle=0, labelAlign="left", labelOrient="top")))
-    )  # fmt: skip
+    rows = alt.Row(
+        "kind:N",
+        title=None,
+        sort=[labels[kind] for kind in kinds],
+        header=alt.Header(labelAnchor="start", labelOrient="top", labelPadding=2),
+    )
+    chart = alt.layer(
+        base.mark_bar().encode(
+            x=alt.X("accuracy:Q", title="accuracy", scale=alt.Scale(domain=[0, 1])),
+            color=alt.Color("way:N", title=None, scale=scale, legend=None),
+        ),
+        base.mark_rule(strokeWidth=1.5).encode(x="low:Q", x2="high:Q"),
+    ).facet(row=rows, spacing=8)
     return Figure(
         "truth-selection",
         "How often the picked answer is right, by how the samples err",
@@ -196,7 +199,9 @@ def tokens_chart(found: Scored) -> Figure:
             "p:Q", title="P(right)", scale=alt.Scale(scheme="redyellowblue", domain=[0, 1])
         ),
     )
-    words = base.mark_text(font="monospace", fontSize=12, color="#1b1b1b").encode(
+    ink = alt.condition("abs(datum.p - 0.5) > 0.3", alt.value("white"), alt.value("#1b1b1b"))
+    words = base.mark_text(font="monospace", fontSize=12).encode(
+        color=ink,
         x=alt.X("mid:Q", scale=across, axis=None),
         y=alt.Y("base:Q", scale=down, axis=None),
         text="token:N",
@@ -206,7 +211,7 @@ def tokens_chart(found: Scored) -> Figure:
         "What the probe says at every token",
         f"P(right) is {found.probability:.2f}, read where the probe was fitted; "
         f"elsewhere colours only compare. The answer that decides: {found.exact or 'none'}.",
-        alt.layer(boxes, words),
+        alt.layer(boxes, words).configure_view(stroke=None),
     )
 
 

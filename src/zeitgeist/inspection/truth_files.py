@@ -166,6 +166,8 @@ def load_probe(place: str | Path) -> Probe:
     zeitgeist.errors.InputInvalid: no/probe: there is no probe.json; give a directory that ...
     """
     home = Path(place)
+    if (home / "probe" / RECORD).is_file():
+        home = home / "probe"
     if not (home / RECORD).is_file():
         raise InputInvalid(
             f"there is no {RECORD}",

@@ -31,8 +31,9 @@ from zeitgeist.inspection.truth_calibration import (
     reliability,
 )
 from zeitgeist.inspection.truth_files import Probe
+from zeitgeist.inspection.truth_transfer import ProbedSet
 
-__all__ = ["TruthReport", "evaluate_answers", "fit_probe", "score_samples"]
+__all__ = ["TruthReport", "evaluate_answers", "fit_probe", "probed_set", "score_samples"]
 
 PROBED = ("exact_last", "exact_first", "minus_1", "question_last")
 """Tokens that are always compared, where they were kept."""
@@ -62,7 +63,9 @@ class TruthReport:
     reliability: Reliability
 
 
-def usable_rows(answers: Answers, options: ProbeOptions) -> tuple[Tensor, Tensor, list[str]]:
+def usable_rows(
+    answers: Answers, options: ProbeOptions, *, of: str = ""
+) -> tuple[Tensor, Tensor, list[str]]:
     """Which answers can be probed, their labels and entities; refused where too few can.
 
     Raises
@@ -146,11 +149,7 @@ def evaluate_answers(
         probes[f"probe {name}"] = tuple(
             nested(one, y, groups, chosen, seed=seed, present=here) for seed in seeds
         )
-    scores = {
-        name: score[rows]
-        for name, score in answers.scores.items()
-        if bool(torch.isfinite(score[rows]).all())
-    }
+    scores = complete(answers, rows)
     reference = f"probe {position}"
     table = compare(y, groups, probes, scores, reference=reference, draws=draws)
     found = heat_map(
@@ -173,6 +172,41 @@ def evaluate_answers(
         p,
         reliability(p, y),
     )
+
+
+def probed_set(
+    answers: Answers,
+    options: ProbeOptions | None = None,
+    *,
+    position: str = "exact_last",
+    of: str = "",
+) -> ProbedSet:
+    """Usable answers at one token, as transfer between sets takes them.
+
+    Parameters
+    ----------
+    answers
+        To one set.
+    options
+        None: the defaults of `ProbeOptions`.
+    position
+        The token.
+    of
+        The set's name, for refusals.
+
+    Raises
+    ------
+    InputInvalid
+        The position was not kept, or a class has too few rows.
+    """
+    rows, y, groups = usable_rows(answers, options or ProbeOptions(), of=of)
+    return ProbedSet(answers.at(position)[rows][:, :, None], y, groups, complete(answers, rows))
+
+
+def complete(answers: Answers, rows: Tensor) -> dict[str, Tensor]:
+    """Scores that all of these answers have."""
+    taken = {name: score[rows] for name, score in answers.scores.items()}
+    return {name: score for name, score in taken.items() if bool(torch.isfinite(score).all())}
 
 
 def fit_probe(

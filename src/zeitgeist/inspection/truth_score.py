@@ -5,14 +5,44 @@ from typing import Any
 
 import torch
 
-from zeitgeist.errors import InputInvalid
+from zeitgeist.errors import InputInvalid, did_you_mean
 from zeitgeist.inspection.answer_generation import answer_ids, generate, is_chat, prompt_ids, read
 from zeitgeist.inspection.answers import places
-from zeitgeist.inspection.exact_answer import Extractor, blind, decoded, token_window
+from zeitgeist.inspection.exact_answer import (
+    Extractor,
+    blind,
+    by_pattern,
+    decoded,
+    published,
+    token_window,
+)
 from zeitgeist.inspection.questions import Question
 from zeitgeist.inspection.truth_files import Probe, fingerprint
 
-__all__ = ["Scored", "score_answer"]
+__all__ = ["Scored", "extractor_of", "score_answer"]
+
+PATTERN = "pattern:"
+
+
+def extractor_of(rule: str) -> Extractor:
+    """The rule that a probe remembers: ``blind``, ``published`` or ``pattern:`` and a pattern.
+
+    Raises
+    ------
+    InputInvalid
+        There is no such rule.
+
+    Examples
+    --------
+    >>> extractor_of("blind") is blind
+    True
+    """
+    if rule.startswith(PATTERN):
+        return by_pattern(rule.removeprefix(PATTERN))
+    known = {"blind": blind, "published": published}
+    if rule not in known:
+        raise InputInvalid(f"{rule!r} finds no exact answers", mend=did_you_mean(rule, known))
+    return known[rule]
 
 
 @dataclass(frozen=True)
@@ -39,7 +69,6 @@ def score_answer(
     question: str,
     answer: str = "",
     *,
-    extractor: Extractor = blind,
     chat: bool | None = None,
     max_new_tokens: int = 64,
 ) -> Scored:
@@ -55,8 +84,6 @@ def score_answer(
         What the model is asked.
     answer
         What it answered; empty: let it answer, greedily.
-    extractor
-        What locates the exact answer; the rule that the probe was fitted with.
     chat
         Whether to ask in the chat template; None: where there is one.
     max_new_tokens
@@ -92,7 +119,9 @@ def score_answer(
     text = decoded(tokenizer, ids) if ids else ""
     if not text.strip():
         raise InputInvalid("the model answers nothing", mend="give --answer")
-    found = extractor(Question(question, (question,)), text)
+    # No gold is known here, and without it the published rule is the blind one.
+    rule = blind if probe.extraction == "published" else extractor_of(probe.extraction)
+    found = rule(Question(question, (question,)), text)
     span = token_window(tokenizer, ids, found) if found else None
     (at,) = places([probe.position], len(ids), span)
     if at is None:

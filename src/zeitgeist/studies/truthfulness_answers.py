@@ -39,7 +39,8 @@ def save_answers(found: Mapping[str, Answers], into: Path) -> None:
         }
         tensors |= {f"{name}/features": each.features, f"{name}/present": each.present}
         tensors |= {f"{name}/scores/{key}": value for key, value in each.scores.items()}
-    save_file({key: value.contiguous() for key, value in tensors.items()}, into / FEATURES)
+    # Scores of the whole answer are one tensor under two names, which the file may not have.
+    save_file({key: value.clone() for key, value in tensors.items()}, into / FEATURES)
     (into / RECORD).write_text(json.dumps(record) + "\n", encoding="utf-8")
 
 
