@@ -108,6 +108,7 @@ AREAS: tuple[Area, ...] = (
         "the same model, cheaper",
         "zeitgeist.studies.compression:STUDY",
     ),
+    Area("inspection", "Inspection", "what a model knows, where, and how"),
 )
 
 SYSTEMS: tuple[System, ...] = (
@@ -293,6 +294,93 @@ print(found.first, found.second, found.value, found.certificate)
             "All pairs are compared: 100,000 items are 5 billion products.",
             "The theorem is conditional, worst-case and asymptotic; no experiment tests it.",
         ),
+    ),
+    System(
+        slug="active-dormant-heads",
+        title=(
+            "Active-Dormant Attention Heads: Mechanistically Demystifying Extreme-Token Phenomena "
+            "in LLMs"
+        ),
+        authors="Guo, Pai, Bai, Jiao, Jordan, Mei",
+        arxiv="2410.13835",
+        sections=("Theory",),
+        area="inspection",
+        purpose="find attention sinks, drained values, residual peaks and heads that sleep",
+        door="zeitgeist.inspection.heads:scan",
+        command="inspect heads scan",
+        example="zeitgeist inspect heads scan MODEL --domain prose=a.txt --domain code=b.txt",
+        configs={
+            "scan": "zeitgeist.inspection.heads:HeadsOptions",
+            "toy": "zeitgeist.inspection.heads_toy:ToyOptions",
+        },
+        page="docs/active-dormant-heads.md",
+        study="zeitgeist.studies.active_dormant_heads:STUDY",
+        python="""\
+from zeitgeist.inspection.heads import scan
+
+report = scan(model, tokenizer, {"prose": [text], "code": [source]})
+print(report.sinks, report.gaps("prose", "code")[:5])
+""",
+        limits=(
+            "Where a token is a sink and a head dormant are thresholds: read the numbers too.",
+            "Small models have graded heads, not heads that switch on and off.",
+        ),
+        published={
+            "toy": {
+                "width": 256,
+                "length": 256,
+                "batch_size": 512,
+                "steps": 10_000,
+                "weight_decay": 1e-4,
+                "triggers": 3,
+                "seed": 42,
+            }
+        },
+    ),
+    System(
+        slug="circuit-hypothesis",
+        title="Hypothesis Testing the Circuit Hypothesis in LLMs",
+        authors="Shi, Beltran-Velez, Nazaret, Zheng, Garriga-Alonso, Jesson, Makar, Blei",
+        arxiv="2410.13032",
+        sections=("Featured", "LLMs"),
+        area="inspection",
+        purpose="test whether some edges of a transformer are the circuit of a task, or find some",
+        door="zeitgeist.inspection.circuit:verify",
+        command="inspect circuit test",
+        example="zeitgeist inspect circuit test MODEL pairs.jsonl --circuit circuit.json",
+        configs={
+            "circuit": "zeitgeist.inspection.circuit_options:CircuitOptions",
+            "discovery": "zeitgeist.inspection.circuit_options:DiscoveryOptions",
+        },
+        page="docs/circuit-hypothesis.md",
+        study="zeitgeist.studies.circuit_hypothesis:STUDY",
+        python="""\
+from pathlib import Path
+
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from zeitgeist.inspection.circuit import verify
+from zeitgeist.inspection.circuit_files import read_pairs
+
+model = AutoModelForCausalLM.from_pretrained("MODEL")
+pairs = read_pairs(Path("pairs.jsonl"), AutoTokenizer.from_pretrained("MODEL"))
+print(verify(model, pairs, ["embed->a0.h1.v", "a0.h1->logits"]).text())
+""",
+        limits=(
+            "Pre-norm models of Llama's or GPT-2's layout, and small transformers of your own.",
+            "Independence passes wherever nothing works without the circuit: read the effects.",
+            "A pass is no proof: few examples cannot reject; within asks the other way round.",
+        ),
+        published={
+            "circuit": {
+                "eps": 0.1,
+                "q_star": 0.9,
+                "alpha": 0.05,
+                "draws": 100,
+                "permutations": 1000,
+            },
+            "discovery": {"steps": 5},
+        },
     ),
 )
 
