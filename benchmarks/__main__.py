@@ -10,6 +10,7 @@ from benchmarks import (
     merge_vs_mergekit,
     steepest_descent,
     ties_kernels,
+    truth_answers,
 )
 
 print("## Merging on disk against mergekit\n", flush=True)
@@ -30,3 +31,5 @@ print("\n## Testing a circuit, many circuits in one pass against one at a time\n
 circuits.main(["--quick"])
 print("\n## A step of steepest descent against other optimisers\n", flush=True)
 steepest_descent.main(["--quick"])
+print("\n## Answers with their states, batched against one by one\n", flush=True)
+truth_answers.main(["--quick"])
