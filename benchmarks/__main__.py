@@ -8,6 +8,8 @@ from benchmarks import (
     knots_factored,
     merge_vs_mergekit,
     ties_kernels,
+    truth_answers,
+    truth_probes,
 )
 
 print("## Merging on disk against mergekit\n", flush=True)
@@ -24,3 +26,7 @@ print("\n## Capturing activations against a plain forward pass\n", flush=True)
 capture.main(["--quick"])
 print("\n## Scanning attention heads against all attention matrices\n", flush=True)
 head_scan.main(["--quick"])
+print("\n## Answers with their states, batched against one by one\n", flush=True)
+truth_answers.main(["--quick"])
+print("\n## Probes of every cell against scikit-learn in a loop\n", flush=True)
+truth_probes.main(["--quick"])

@@ -96,7 +96,7 @@ def find_truth(
     """
     rule = extractor_of(extraction)
     named = isinstance(questions, str) and Path(questions).suffix not in (".jsonl", ".csv")
-    asked = question_set(questions) if named else read_questions(questions)
+    asked = question_set(str(questions)) if named else read_questions(questions)
     answers = generate_answers(model, tokenizer, asked, asking, extractor=rule, progress=progress)
     report = evaluate_answers(
         answers,
