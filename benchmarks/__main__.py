@@ -11,6 +11,7 @@ from benchmarks import (
     steepest_descent,
     ties_kernels,
     truth_answers,
+    truth_probes,
 )
 
 print("## Merging on disk against mergekit\n", flush=True)
@@ -33,3 +34,5 @@ print("\n## A step of steepest descent against other optimisers\n", flush=True)
 steepest_descent.main(["--quick"])
 print("\n## Answers with their states, batched against one by one\n", flush=True)
 truth_answers.main(["--quick"])
+print("\n## Probes of every cell against scikit-learn in a loop\n", flush=True)
+truth_probes.main(["--quick"])

@@ -77,7 +77,9 @@ def tell_ablated(rows: "list[Ablated]") -> None:
     print(f"{'without':20s} {'how':8s} {'domain':12s} {'loss':>7s} {'change (95 %)':>28s} "
           f"{'sink mass':>14s} {'peak / median':>18s}")  # fmt: skip
     for row in rows:
-        change = f"{row.change:+.4f} ({row.low:+.4f} to {row.high:+.4f})"
+        change = f"{row.change:+.4f}"
+        if row.low is not None and row.high is not None:
+            change += f" ({row.low:+.4f} to {row.high:+.4f})"
         mass = f"{row.sink_mass[0]:.3f} -> {row.sink_mass[1]:.3f}"
         peak = "-" if row.peak is None else f"{row.peak[0]:.1f} -> {row.peak[1]:.1f}"
         print(f"{row.part:20s} {row.how:8s} {row.domain:12s} {row.loss:7.4f} {change:>28s} "

@@ -41,6 +41,7 @@ def find_truth(
     probing: ProbeOptions | None = None,
     extraction: str = "blind",
     position: str = "exact_last",
+    by_entity: bool = True,
     seeds: Sequence[int] = (0, 1, 2, 3, 4),
     permutations: int = 100,
     calibration: Method = "platt",
@@ -66,6 +67,8 @@ def find_truth(
         regular expression.
     position
         The token whose probe is compared with the others and kept.
+    by_entity
+        Keep entities whole in cross-validation; else rows are split at random, which flatters.
     seeds
         Of cross-validation.
     permutations
@@ -101,6 +104,7 @@ def find_truth(
         answers,
         probing,
         position=position,
+        by_entity=by_entity,
         seeds=seeds,
         permutations=permutations,
         calibration=calibration,

@@ -43,7 +43,7 @@ def map_chart(found: HeatMap, layers: Sequence[int], positions: Sequence[str]) -
         y=alt.Y("layer:N", title="layer", sort=[str(layer) for layer in layers][::-1]),
     )
     colour = alt.Color("auc:Q", title="AUC", scale=alt.Scale(scheme="viridis", domain=[0.5, 1.0]))
-    best = base.mark_point(shape="diamond", color="white", filled=True, size=40).transform_filter(
+    best = base.mark_point(shape="diamond", color="#1b1b1b", filled=True, size=40).transform_filter(
         f"datum.layer == '{layers[found.best[0]]}' && datum.token == '{positions[found.best[1]]}'"
     )
     chart = alt.layer(
