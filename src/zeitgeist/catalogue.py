@@ -108,6 +108,7 @@ AREAS: tuple[Area, ...] = (
         "the same model, cheaper",
         "zeitgeist.studies.compression:STUDY",
     ),
+    Area("continual", "Continual learning", "learn the next task without losing the last"),
 )
 
 SYSTEMS: tuple[System, ...] = (
@@ -293,6 +294,45 @@ print(found.first, found.second, found.value, found.certificate)
             "All pairs are compared: 100,000 items are 5 billion products.",
             "The theorem is conditional, worst-case and asymptotic; no experiment tests it.",
         ),
+    ),
+    System(
+        slug="gradient-restriction",
+        title=(
+            "Fine-Grained Gradient Restriction: A Simple Approach for Mitigating Catastrophic "
+            "Forgetting"
+        ),
+        authors="Liu, Ye, Stone, Liu",
+        arxiv="2410.00868",
+        sections=("Featured", "Catastrophic Forgetting"),
+        area="continual",
+        purpose="learn a new task with gradients that may not raise the loss on stored old samples",
+        door="zeitgeist.continual.gradient_restriction:GradientRestriction",
+        command="continual run",
+        example="zeitgeist continual run MODEL first.jsonl second.jsonl -o learned",
+        configs={
+            "gradient_restriction": "zeitgeist.continual.gradient_restriction:RestrictionOptions",
+        },
+        page="docs/gradient-restriction.md",
+        study="zeitgeist.studies.gradient_restriction:STUDY",
+        python="""\
+from zeitgeist.continual.gradient_restriction import GradientRestriction
+
+guard = GradientRestriction(model, loss)  # loss(model, samples) -> mean loss
+for task in tasks:
+    for batch in task:
+        optimizer.zero_grad()
+        loss(model, batch).backward()
+        guard.restrict()
+        optimizer.step()
+        guard.remember(batch)
+    guard.end_task()
+""",
+        limits=(
+            "The guarantee is to first order, on stored samples, for SGD; AdamW preconditions it away.",
+            "Every step takes a gradient of every stored group: cost grows with the tasks.",
+            "Not meant for one head whose classes arrive over time.",
+        ),
+        published={"gradient_restriction": {"memory": 256, "data_groups": 1, "strength": 0.0}},
     ),
 )
 

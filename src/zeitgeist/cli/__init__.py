@@ -7,6 +7,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 import zeitgeist
 from zeitgeist.cli import (
+    continual,
     drop,
     inspect,
     limits,
@@ -34,6 +35,7 @@ app.command(merge.app)
 app.command(drop.app)
 app.command(linearize.app)
 app.command(limits.app)
+app.command(continual.app)
 app.command(inspect.app)
 app.command(reproduce.reproduce)
 app.command(report.report)

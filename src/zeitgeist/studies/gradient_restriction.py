@@ -98,8 +98,8 @@ CLAIMS = (
         0.05,
     ),
     *_digits(
-        "neuron-beats-strength",
-        "GEM per neuron, without strength, ends above GEM with the strength that validation chose",
+        "fine-beats-strength",
+        "Restricting finely, tuned, ends above memory strength, tuned",
         _BETTER,
         "tuned_acc",
         {"arm": "fine"},
