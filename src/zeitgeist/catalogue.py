@@ -328,7 +328,7 @@ for task in tasks:
     guard.end_task()
 """,
         limits=(
-            "The guarantee is to first order, on stored samples, for SGD; AdamW preconditions it away.",
+            "The guarantee is to first order, on stored samples and for SGD; AdamW has none.",
             "Every step takes a gradient of every stored group: cost grows with the tasks.",
             "Not meant for one head whose classes arrive over time.",
         ),

@@ -51,9 +51,11 @@ def test_groups_deal_all_samples_and_draws_are_of_all_tasks():
     memory.add(0, range(7))
     memory.add(1, range(10, 13))
     groups = list(memory.groups(0, 3))
-    assert [len(g) for g in groups] == [3, 2, 2] and sorted(sum(groups, [])) == list(range(7))
+    assert [len(g) for g in groups] == [3, 2, 2] and sorted(i for g in groups for i in g) == list(
+        range(7)
+    )
     assert [len(g) for g in memory.groups(0, 3, per_group=1)] == [1, 1, 1]
-    assert [g for g in memory.groups(1, 8)] == [[10], [11], [12]]
+    assert list(memory.groups(1, 8)) == [[10], [11], [12]]
     assert sorted(memory.draw(99)) == [*range(7), 10, 11, 12]
     assert memory.draw(99, exclude=0) == [10, 11, 12]
     assert len(set(memory.draw(4))) == 4

@@ -103,7 +103,8 @@ def test_unfinished_sweeps_say_how_much_is_violated():
 
 @pytest.mark.parametrize("grain", ["model", "layer", "tensor", "neuron"])
 def test_pieces_are_the_flat_problem(grain):
-    net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4), torch.nn.Conv1d(4, 2, 3))
+    parts = torch.nn.Linear(3, 4), torch.nn.LayerNorm(4), torch.nn.Conv1d(4, 2, 3)
+    net = torch.nn.Sequential(*parts)
     named = dict(net.named_parameters())
     split = partition(named, grain)
     ids = torch.cat(

@@ -108,9 +108,7 @@ def test_the_direction_is_that_of_autograd_and_the_object():
 
 def test_ewc_holds_still_where_lambda_is_large():
     made = prepared()
-    free, held = digits.learn(
-        [digits.Knob("0", "ewc", 0.0), digits.Knob("big", "ewc", 1e9)], made
-    )
+    free, held = digits.learn([digits.Knob("0", "ewc", 0.0), digits.Knob("big", "ewc", 1e9)], made)
     assert abs(held.test[1, 0] - held.test[0, 0]) <= abs(free.test[1, 0] - free.test[0, 0])
     assert np.isfinite(held.test).all()
 

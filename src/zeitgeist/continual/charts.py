@@ -39,9 +39,7 @@ def matrix_chart(report: SequenceReport, score: str = "tokens") -> Figure:
         y=alt.Y("after:N", sort=after, title="after learning"),
     )
     boxes = base.mark_rect().encode(
-        color=alt.Color(
-            "value:Q", title=score, scale=alt.Scale(scheme=scheme, domain=domain)
-        )
+        color=alt.Color("value:Q", title=score, scale=alt.Scale(scheme=scheme, domain=domain))
     )
     words = base.mark_text(fontSize=11).encode(
         text=alt.Text("value:Q", format=form),

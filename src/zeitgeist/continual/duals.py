@@ -150,7 +150,7 @@ def _sweep(
 def _active_set(
     gram: Float[Tensor, "B k k"], cross: Float[Tensor, "B k"]
 ) -> tuple[Float[Tensor, "B k"], Bool[Tensor, " B"]]:
-    """Non-negative least squares after Lawson and Hanson, from a feasible guess, all blocks at once.
+    """Non-negative least squares after Lawson and Hanson, from a guess, all blocks at once.
 
     Each round minimises over the free entries; where one of them would turn negative the step ends
     there and that entry is fixed at zero, else the entry with the steepest descent is freed.

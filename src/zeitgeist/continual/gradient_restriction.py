@@ -34,43 +34,63 @@ from zeitgeist.training.gradient_seam import gradients, undisturbed
 
 __all__ = ["GradientRestriction", "RestrictionOptions", "Step"]
 
+_PAPER, _GEM = "arXiv 2410.00868", "arXiv 1706.08840"
 Method = Literal["gem", "agem", "mega1", "mega2", "replay", "none"]
 
 
-def _option(default: Any, meaning: str, source: str) -> Any:
-    return field(default=default, metadata={"meaning": meaning, "source": source})
+def _told(meaning: str, source: str) -> dict[str, str]:
+    return {"meaning": meaning, "source": source}
 
 
 @dataclass(frozen=True)
 class RestrictionOptions:
     """What restricts, how finely, how strongly, and what is remembered."""
 
-    method: str = _option("gem", "gem, agem, mega1, mega2, replay or none", "2410.00868")
-    grain: Grain = _option(
-        "neuron",
-        "blocks restricted each on its own: model (GEM), layer, tensor, neuron, head, or a function",
-        "2410.00868, parameter-wise; neuron: the finest that did well here",
+    method: str = field(
+        default="gem", metadata=_told("gem, agem, mega1, mega2, replay or none", _PAPER)
     )
-    data_groups: int = _option(
-        1, "constraints per past task: its memories are dealt into so many groups",
-        "2410.00868, data-wise; 1 is GEM",
-    )  # fmt: skip
-    strength: float = _option(
-        0.0, "least multiplier (memory strength); GEM's code has .5 with the grain model",
-        "1706.08840, section 3: 0 is the problem as stated",
-    )  # fmt: skip
-    memory: int = _option(256, "samples kept of every task", "GEM's published script")
-    sampler: str = _option("ring", "which are kept: ring, reservoir or balanced", "1706.08840")
-    per_step: int = _option(
-        0, "memories drawn per group (of agem, mega and replay: in all) for a step; 0: all",
-        "GEM's published code takes all",
-    )  # fmt: skip
-    solver: str = _option("exact", "exact (active set) or sweeps (coordinate descent)", "here")
-    sweeps: int = _option(30, "of the solver sweeps", "here")
-    at_once: int = _option(
-        0, "entries of memory gradients held at once, more passes instead; 0: all", "here"
+    grain: Grain = field(
+        default="neuron",
+        metadata=_told(
+            "blocks restricted each on its own: model (GEM), layer, tensor, neuron, head, function",
+            f"{_PAPER}, parameter-wise constraints; which of them: ours",
+        ),
     )
-    seed: int = _option(0, "of what is remembered and drawn", "here")
+    data_groups: int = field(
+        default=1,
+        metadata=_told("groups of memories per past task, a constraint each", f"{_GEM}: 1"),
+    )
+    strength: float = field(
+        default=0.0,
+        metadata=_told(
+            "memory strength: least multiplier of a constraint",
+            f"{_GEM}: 0 is the problem as stated",
+        ),
+    )
+    memory: int = field(
+        default=256, metadata=_told("samples kept of every task", f"{_GEM}, its script")
+    )
+    sampler: str = field(
+        default="ring", metadata=_told("which are kept: ring, reservoir or balanced", _GEM)
+    )
+    per_step: int = field(
+        default=0,
+        metadata=_told(
+            "memories drawn for a step, per group (agem, mega, replay: in all); 0: all", _GEM
+        ),
+    )
+    solver: str = field(
+        default="exact",
+        metadata=_told("exact (active set) or sweeps (coordinate descent)", "ours"),
+    )
+    sweeps: int = field(default=30, metadata=_told("how many, of the solver sweeps", "ours"))
+    at_once: int = field(
+        default=0,
+        metadata=_told(
+            "entries of memory gradients held at once, with more passes instead; 0: all", "ours"
+        ),
+    )
+    seed: int = field(default=0, metadata=_told("of what is remembered and drawn", "ours"))
 
     def __post_init__(self) -> None:
         for name, known in (("method", Method), ("solver", Solver)):
@@ -173,9 +193,7 @@ class GradientRestriction:
         self.partition: Partition = partition(self.parameters, self.options.grain, heads=heads)
         self.task = 0
 
-    def remember(
-        self, samples: Sequence[Any], classes: Sequence[Hashable] | None = None
-    ) -> None:
+    def remember(self, samples: Sequence[Any], classes: Sequence[Hashable] | None = None) -> None:
         """Show samples of the current task to the memory. They restrict only later tasks.
 
         Parameters
@@ -209,9 +227,7 @@ class GradientRestriction:
             slices = [
                 group
                 for task in past
-                for group in self.memory.groups(
-                    task, chosen.data_groups, chosen.per_step or None
-                )
+                for group in self.memory.groups(task, chosen.data_groups, chosen.per_step or None)
             ]
         else:
             count = chosen.per_step or len(self.memory)
@@ -295,9 +311,7 @@ class GradientRestriction:
             float(result.residual),
             bool(result.converged),
             sum(map(len, slices)) * len(chunks) * passes,
-            {
-                named[i]: float(binds[self.partition.pieces[i].ids.flatten()].mean()) for i in live
-            },
+            {named[i]: float(binds[self.partition.pieces[i].ids.flatten()].mean()) for i in live},
         )
 
     def _mix(self, samples: list[Any], live: Sequence[int], loss: float | None) -> Step:

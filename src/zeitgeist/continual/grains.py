@@ -27,8 +27,8 @@ from zeitgeist.errors import InputInvalid
 
 GrainName = Literal["model", "layer", "tensor", "neuron", "head"]
 Grain = str | Callable[[str, Tensor], object]
-"""A `GrainName`, or a function of name and parameter that gives the key of its block, or an integer tensor
-of keys: one per row of the parameter, or one per entry."""
+"""A `GrainName`, or a function of name and parameter that gives the key of its block, or an integer
+tensor of keys: one per row of the parameter, or one per entry."""
 
 
 @dataclass(frozen=True)
@@ -169,9 +169,7 @@ def partition(
         keys, axis = _keys(name, parameter, grain, parameters, heads or {})
         if isinstance(keys, Tensor):
             tag = keys_tag(name, grain)
-            known = {
-                k: numbers.setdefault((tag, k), len(numbers)) for k in keys.flatten().tolist()
-            }
+            known = {k: numbers.setdefault((tag, k), len(numbers)) for k in keys.flatten().tolist()}
             ids = torch.tensor([known[k] for k in keys.flatten().tolist()]).view(keys.shape)
         else:
             ids = torch.tensor(numbers.setdefault(keys, len(numbers)))

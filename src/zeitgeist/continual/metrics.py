@@ -1,6 +1,7 @@
 """What was learned and what was lost, from a matrix of accuracies.
 
-R[i, j] is the accuracy on task j after task i was learned (T x T), b[j] that of the untrained model.
+R[i, j] is the accuracy on task j after task i was learned (T x T), b[j] that of the untrained
+model.
 
     ACC = mean_j R[T, j]                                LA  = mean_j R[j, j]
     BWT = mean_{j<T} (R[T, j] - R[j, j])                FWT = mean_{j>1} (R[j-1, j] - b[j])
@@ -127,9 +128,7 @@ def learning_curve_area(curves: Float[np.ndarray, "T batches"], beta: int = 10) 
     return float(curves[:, : beta + 1].mean())
 
 
-def hypervolume(
-    points: Sequence[tuple[float, float]], reference: tuple[float, float]
-) -> float:
+def hypervolume(points: Sequence[tuple[float, float]], reference: tuple[float, float]) -> float:
     """The area that points dominate, both coordinates better when larger.
 
     Parameters
@@ -144,9 +143,9 @@ def hypervolume(
     >>> hypervolume([(2.0, 1.0), (1.0, 2.0), (0.5, 0.5)], (0.0, 0.0))
     3.0
     """
-    inside = sorted((p for p in points if p[0] > reference[0] and p[1] > reference[1]), reverse=True)
+    inside = [p for p in points if p[0] > reference[0] and p[1] > reference[1]]
     area, height = 0.0, reference[1]
-    for x, y in inside:
+    for x, y in sorted(inside, reverse=True):
         if y > height:
             area += (x - reference[0]) * (y - height)
             height = y

@@ -367,16 +367,19 @@ def read_report(place: str | Path) -> SequenceReport:
     path = Path(place) / RECORD
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
-        rows = tuple(Row(**row) for row in known["rows"])
-        return SequenceReport(
-            str(place), tuple(known["tasks"]), Row(**known["untrained"]), rows
-        )
+        rows = tuple(_row(row) for row in known["rows"])
+        return SequenceReport(str(place), tuple(known["tasks"]), _row(known["untrained"]), rows)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EvidenceInvalid(
             f"this is no finished sequence: {type(error).__name__}: {error}",
             origin=path,
             mend="give the output of zeitgeist continual run",
         ) from error
+
+
+def _row(known: Mapping[str, Any]) -> Row:
+    """A row as JSON holds it."""
+    return Row(**{**known, "losses": tuple(known["losses"])})
 
 
 def _digest(value: object) -> str:
@@ -427,7 +430,7 @@ def _earlier(
         if not place.is_dir():
             break
         known = json.loads((place / ROW).read_text(encoding="utf-8"))
-        rows.append(Row(**known["row"]))
+        rows.append(_row(known["row"]))
         guard.resume(known["state"])
         set_peft_model_state_dict(model, load_file(place / "adapter_model.safetensors"))
     return rows

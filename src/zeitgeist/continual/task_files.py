@@ -27,9 +27,7 @@ class Task:
     test: tuple[Example, ...]
 
 
-def read_task(
-    path: Path, tokenizer: Any, *, test: int, seed: int = 0, longest: int = 1024
-) -> Task:
+def read_task(path: Path, tokenizer: Any, *, test: int, seed: int = 0, longest: int = 1024) -> Task:
     """Read a file and keep some of its lines for the test.
 
     Parameters
@@ -117,9 +115,7 @@ def _example(line: str, tokenizer: Any, origin: str) -> Example:
     else:
         texts = [record.get(name) for name in ("prompt", "completion")]
         if not all(isinstance(text, str) and text for text in texts):
-            raise InputInvalid(
-                f"the line has {sorted(map(str, record))}", origin=origin, mend=mend
-            )
+            raise InputInvalid(f"the line has {sorted(map(str, record))}", origin=origin, mend=mend)
         prompt = tokenizer(texts[0])["input_ids"]
         answer = str(texts[1])
     ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
@@ -129,9 +125,7 @@ def _example(line: str, tokenizer: Any, origin: str) -> Example:
     return Example(tuple(prompt), (*ids, *end))
 
 
-def _conversation(
-    messages: Any, tokenizer: Any, origin: str, mend: str
-) -> tuple[list[int], str]:
+def _conversation(messages: Any, tokenizer: Any, origin: str, mend: str) -> tuple[list[int], str]:
     right = isinstance(messages, list) and len(messages) > 1
     right = right and all(
         isinstance(m, dict) and isinstance(m.get("content"), str) and isinstance(m.get("role"), str)

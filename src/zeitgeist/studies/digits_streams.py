@@ -1,4 +1,4 @@
-"""Digits as a stream of tasks: their pixels permuted, the pictures turned, or two classes at a time.
+"""Digits as a stream of tasks: pixels permuted, pictures turned, or two classes at a time.
 
 Pictures of 8 x 8 pixels from scikit-learn's ``load_digits`` (they come with the package), split by
 the seed into 1,000 to learn from, 297 to choose by and 500 to score on.

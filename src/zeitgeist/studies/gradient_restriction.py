@@ -212,8 +212,8 @@ STUDY = Study(
         "What happens with one head for classes that arrive over time: GEM is not meant for that.",
         "A guarantee under AdamW, which the language part uses: the direction is restricted, not "
         "the step that AdamW makes of it.",
-        "Equal compute: GEM takes a gradient of every stored sample at every step, replay and A-GEM "
-        "of one batch; evaluations per step are given, and replay_all takes as many as GEM.",
+        "Equal compute: GEM takes a gradient of every stored sample at every step, replay and "
+        "A-GEM of one batch; evaluations per step are given, and replay_all takes as many as GEM.",
     ),
     arms=(
         Arm("fine", "Fine grain", "GEM by layer, tensor or neuron, or by 2, 4 or 8 memory groups"),

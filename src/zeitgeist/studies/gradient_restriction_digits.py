@@ -19,7 +19,7 @@ L networks, T tasks, k slices of memory, m samples of each
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any
 
 import numpy as np
@@ -144,8 +144,8 @@ def prepare(group: Group) -> Prepared:
 def measure(arm: str, prepared: Prepared) -> Iterator[Measured]:
     """Metrics of every knob of an arm, and of its front.
 
-    Per ``knob``: ``acc``, ``bwt``, ``la``, ``fwt``, ``forgetting``, ``lca``, ``evaluations`` (memory
-    samples that went backward, per step), ``active`` and ``degrees``. Of the arm: ``tuned_acc``,
+    Per ``knob``: ``acc``, ``bwt``, ``la``, ``fwt``, ``forgetting``, ``lca``, ``evaluations``
+    (memory samples that went backward, per step), ``active`` and ``degrees``. Of the arm: ``tuned_acc``,
     ``tuned_bwt`` and ``tuned_la`` of the knob with the best validation ACC, ``hypervolume`` of its
     points (LA, BWT) over `REFERENCE`.
     """
@@ -181,7 +181,7 @@ def initial(seed: int, lanes: int) -> Tensors:
     """Weights and biases as `torch.nn.Linear` draws them, the same in every lane."""
     random = torch.Generator().manual_seed(seed)
     made = []
-    for wide, out in zip(WIDTHS, WIDTHS[1:], strict=False):
+    for wide, out in pairwise(WIDTHS):
         bound = wide**-0.5
         for shape in ((out, wide), (out,)):
             draw = (2 * torch.rand(shape, generator=random) - 1) * bound
@@ -193,7 +193,7 @@ def blocks(grain: str) -> Partition:
     """The partition of the network's parameters, without lanes."""
     shapes = {
         f"{i}.{kind}": torch.empty(shape)
-        for i, (wide, out) in enumerate(zip(WIDTHS, WIDTHS[1:], strict=False))
+        for i, (wide, out) in enumerate(pairwise(WIDTHS))
         for kind, shape in (("weight", (out, wide)), ("bias", (out,)))
     }
     return partition(shapes, grain)
@@ -298,7 +298,7 @@ class Learner:
     """What turns gradients into directions, with its memories."""
 
     def __init__(self, knobs: Sequence[Knob], kept: int) -> None:
-        (self.method, grain, self.groups), = {knob.together for knob in knobs}
+        ((self.method, grain, self.groups),) = {knob.together for knob in knobs}
         self.values = torch.tensor([knob.value for knob in knobs], dtype=torch.float64)
         self.partition = blocks(grain)
         self.kept = kept
@@ -327,7 +327,7 @@ class Learner:
             self.anchor = [a + b for a, b in zip(pull, weighed, strict=True)]
 
     def pulled(self, parameters: Tensors, rate: float) -> Tensors:
-        """EWC's proximal step: argmin |x - theta|^2 / 2 rate + lambda/2 sum_t F_t (x - theta_t)^2."""
+        """argmin_x |x - theta|^2 / (2 rate) + lambda/2 sum_t F_t (x - theta_t)^2, EWC's step."""
         if not self.fisher:
             return parameters
         made = []
@@ -396,5 +396,5 @@ class Learner:
 
 
 def _inner(one: Tensors, other: Tensors) -> Float[Tensor, " L"]:
-    total = [(a.double() * b.double()).flatten(1).sum(dim=1) for a, b in zip(one, other, strict=True)]
-    return torch.stack(total).sum(dim=0)
+    pairs = zip(one, other, strict=True)
+    return torch.stack([(a.double() * b.double()).flatten(1).sum(dim=1) for a, b in pairs]).sum(0)

@@ -81,9 +81,7 @@ def gradients(loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
     [[3.0, 3.0], [0.0]]
     """
     found = torch.autograd.grad(loss, list(parameters), allow_unused=True)
-    return [
-        torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)
-    ]
+    return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
 
 
 def answer_loss(model: Any, examples: Sequence[Example], *, pad: int = 0) -> Tensor:
