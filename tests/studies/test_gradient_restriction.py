@@ -52,8 +52,8 @@ def test_split_has_five_tasks_of_two_digits():
 def test_a_quarter_turn_is_exact():
     picture = torch.arange(64.0).view(1, 64) / 32 - 1
     wanted = torch.rot90(picture.view(8, 8)).flatten()
-    assert torch.allclose(turned(picture, 90)[0], wanted, atol=1e-5) or torch.allclose(
-        turned(picture, 270)[0], wanted, atol=1e-5
+    assert torch.allclose(turned(picture, 90.0)[0], wanted, atol=1e-5) or torch.allclose(
+        turned(picture, 270.0)[0], wanted, atol=1e-5
     )
 
 

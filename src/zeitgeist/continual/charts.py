@@ -31,18 +31,16 @@ def matrix_chart(report: SequenceReport, score: str = "tokens") -> Figure:
         for i, row in enumerate(rows)
         for j, value in enumerate(row.scores[score])
     ]
-    scheme = "viridis" if score != "nll" else "magma"
     domain = alt.Undefined if score == "nll" else [0, 1]
-    form = ".2f"
     base = alt.Chart(alt.InlineData(values=cells)).encode(
         x=alt.X("on:N", sort=on, title="score on", axis=alt.Axis(labelAngle=-30)),
         y=alt.Y("after:N", sort=after, title="after learning"),
     )
     boxes = base.mark_rect().encode(
-        color=alt.Color("value:Q", title=score, scale=alt.Scale(scheme=scheme, domain=domain))
+        color=alt.Color("value:Q", title=score, scale=alt.Scale(scheme="viridis", domain=domain))
     )
     words = base.mark_text(fontSize=11).encode(
-        text=alt.Text("value:Q", format=form),
+        text=alt.Text("value:Q", format=".2f"),
         color=alt.condition("datum.light", alt.value("black"), alt.value("white")),
     )
     size = {"width": 70 * len(on) + 40, "height": 34 * len(after)}

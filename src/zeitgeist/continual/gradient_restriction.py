@@ -267,7 +267,8 @@ class GradientRestriction:
         """Parameters whose memory gradients are held together."""
         if not self.options.at_once:
             return [list(live)]
-        parameters, chunks, room = list(self.parameters.values()), [[]], self.options.at_once
+        parameters, room = list(self.parameters.values()), self.options.at_once
+        chunks: list[list[int]] = [[]]
         for i in live:
             size = parameters[i].numel() * slices
             if chunks[-1] and size > room:
@@ -283,15 +284,21 @@ class GradientRestriction:
 
     def _project(self, slices: list[list[Any]], live: Sequence[int]) -> Step:
         chunks = self._chunks(live, len(slices))
-        held, sums = [], None
+        held: list[Tensor] = []
+        found = []
         for chunk in chunks:
             held, _ = self._memory_gradients(slices, chunk)
-            found = self.partition.grams(self._grads(chunk), held, chunk)
-            sums = found if sums is None else tuple(a + b for a, b in zip(sums, found, strict=True))
-        assert sums is not None
+            found.append(self.partition.grams(self._grads(chunk), held, chunk))
+        gram, cross, square = (torch.stack(each).sum(0) for each in zip(*found, strict=True))
         solver: Any = self.options.solver
         result = multipliers(
-            *sums, self.options.strength, solver=solver, sweeps=self.options.sweeps, always=False
+            gram,
+            cross,
+            square,
+            self.options.strength,
+            solver=solver,
+            sweeps=self.options.sweeps,
+            always=False,
         )
         if bool((result.v > 0).any()):
             for chunk in chunks:

@@ -224,7 +224,7 @@ def _keys(
     if grain == "neuron" and parameter.ndim and _has_rows(module, parameter, parameters):
         return torch.arange(len(parameter)), 0
     if grain == "head":
-        role = next((role for role in _ROLES if re.search(rf"\b{role}\b", name)), None)
+        role = next((role for role in _ROLES if re.search(rf"\b{role}\b", name)), "")
         axis = int(role == "o_proj")
         if role in heads and _splits(name, role, parameter, axis):
             count, size = heads[role], parameter.shape[axis]

@@ -209,10 +209,11 @@ def learn_tasks(
         Show bars on stderr; None: when it is a terminal.
     """
     while guard.task < len(tasks):
-        task, steps = tasks[guard.task], []
+        task = tasks[guard.task]
+        steps: list[Step] = []
 
-        def edit(loss: float, steps: list[Step] = steps) -> None:
-            steps.append(guard.restrict(loss))
+        def edit(loss: float, into: list[Step] = steps) -> None:
+            into.append(guard.restrict(loss))
 
         losses = train_between(
             model,
@@ -299,7 +300,7 @@ def run_sequence(
     )
     pad = int(tokenizer.pad_token_id or 0)
     with open_checkpoint(place) as source:
-        hashes = source.fingerprint(progress=progress)
+        hashes = source.fingerprint(progress=False)
     made_from = {
         "base": hashes,
         "tasks": [

@@ -217,8 +217,7 @@ STUDY = Study(
     ),
     arms=(
         Arm("fine", "Fine grain", "GEM by layer, tensor or neuron, or by 2, 4 or 8 memory groups"),
-        Arm("neuron_strength", "Neuron and strength", "GEM per neuron at six strengths"),
-        Arm("both", "Both grains", "parameters and memories in groups, three ways"),
+        Arm("both", "Both", "GEM per neuron at two strengths, and by 4 memory groups"),
         Arm("strength", "Strength", "GEM at six memory strengths", baseline=True),
         Arm("none", "No memory", "plain SGD", baseline=True),
         Arm("replay", "Replay", "a batch of memories, at six weights", baseline=True),

@@ -13,7 +13,6 @@ from zeitgeist.studies.looks_charts import (
     LONG,
     MIXED,
     ORANGE,
-    PINK,
     SHORT,
     SKY,
     SOLID,
@@ -36,8 +35,7 @@ except ImportError as missing:
 
 LOOKS: Mapping[str, Look] = {
     "fine": (ORANGE, "circle", SOLID),
-    "neuron_strength": (GREEN, "triangle-up", SHORT),
-    "both": (PINK, "diamond", DOTS),
+    "both": (GREEN, "triangle-up", SHORT),
     "strength": (SKY, "square", LONG),
     "replay": (VERMILION, "cross", MIXED),
     "replay_all": (VERMILION, "triangle-right", SPARSE),

@@ -68,11 +68,8 @@ class Knob:
         return self.method, self.grain, self.groups
 
 
-STRENGTHS = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0)
-
-
-def _swept(method: str, values: Sequence[float], grain: str = "model") -> tuple[Knob, ...]:
-    return tuple(Knob(f"{value:g}", method, value, grain) for value in values)
+def _swept(method: str, values: Sequence[float]) -> tuple[Knob, ...]:
+    return tuple(Knob(f"{value:g}", method, value) for value in values)
 
 
 KNOBS: Mapping[str, tuple[Knob, ...]] = {
@@ -83,7 +80,7 @@ KNOBS: Mapping[str, tuple[Knob, ...]] = {
     "ewc": _swept("ewc", (1.0, 10.0, 30.0, 100.0, 300.0, 1000.0)),
     "replay": _swept("replay", (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)),
     "replay_all": _swept("replay_all", (0.05, 0.1, 0.25, 0.5, 1.0, 2.0)),
-    "strength": _swept("gem", STRENGTHS),
+    "strength": _swept("gem", (0.0, 0.1, 0.25, 0.5, 1.0, 2.0)),
     "fine": (
         Knob("layer", grain="layer"),
         Knob("tensor", grain="tensor"),
@@ -92,11 +89,10 @@ KNOBS: Mapping[str, tuple[Knob, ...]] = {
         Knob("J=4", groups=4),
         Knob("J=8", groups=8),
     ),
-    "neuron_strength": _swept("gem", STRENGTHS, "neuron"),
     "both": (
-        Knob("neuron, J=2", grain="neuron", groups=2),
+        Knob("neuron, 0.25", value=0.25, grain="neuron"),
+        Knob("neuron, 1", value=1.0, grain="neuron"),
         Knob("neuron, J=4", grain="neuron", groups=4),
-        Knob("tensor, J=4", grain="tensor", groups=4),
     ),
 }
 """The points of every arm's front."""
@@ -145,9 +141,9 @@ def measure(arm: str, prepared: Prepared) -> Iterator[Measured]:
     """Metrics of every knob of an arm, and of its front.
 
     Per ``knob``: ``acc``, ``bwt``, ``la``, ``fwt``, ``forgetting``, ``lca``, ``evaluations``
-    (memory samples that went backward, per step), ``active`` and ``degrees``. Of the arm: ``tuned_acc``,
-    ``tuned_bwt`` and ``tuned_la`` of the knob with the best validation ACC, ``hypervolume`` of its
-    points (LA, BWT) over `REFERENCE`.
+    (memory samples that went backward, per step), ``active``, ``degrees`` and ``residual``. Of the
+    arm: ``tuned_acc``, ``tuned_bwt`` and ``tuned_la`` of the knob with the best validation ACC, and
+    ``hypervolume`` of its points (LA, BWT) over `REFERENCE`.
     """
     traces: dict[str, Trace] = {}
     for _, some in groupby(KNOBS[arm], key=lambda knob: knob.together):
@@ -199,7 +195,7 @@ def blocks(grain: str) -> Partition:
     return partition(shapes, grain)
 
 
-def logits(parameters: Tensors, pictures: Float[Tensor, "*L N 64"]) -> Float[Tensor, "*L N 10"]:
+def logits(parameters: Tensors, pictures: Float[Tensor, "*P N 64"]) -> Float[Tensor, "*L N 10"]:
     """Of every network; pictures may be shared."""
     h = pictures
     for i in range(0, len(parameters), 2):
@@ -209,16 +205,20 @@ def logits(parameters: Tensors, pictures: Float[Tensor, "*L N 64"]) -> Float[Ten
 
 
 def mean_gradients(
-    parameters: Tensors, pictures: Float[Tensor, "*S N 64"], labels: Int[Tensor, "*S N"]
-) -> tuple[Tensors, Float[Tensor, "*S"]]:
-    """Gradient and value of the mean loss of every network on its pictures."""
+    parameters: Tensors, pictures: Float[Tensor, "*P N 64"], labels: Int[Tensor, "*P N"]
+) -> tuple[Tensors, Float[Tensor, "*L"]]:
+    """Gradient and value of the mean loss of every network on its pictures.
+
+    A network that diverged has no gradient any more: it stays as it is and answers at chance.
+    """
     leaves = [p.detach().requires_grad_() for p in parameters]
     shown = logits(leaves, pictures)
     losses = functional.cross_entropy(
         shown.flatten(0, -2), labels.expand(shown.shape[:-1]).flatten(), reduction="none"
     )
     means = losses.view(shown.shape[:-1]).mean(dim=-1)
-    return list(torch.autograd.grad(means.sum(), leaves)), means.detach()
+    found = torch.autograd.grad(means.sum(), leaves)
+    return [g.nan_to_num(0.0, 0.0, 0.0) for g in found], means.detach().nan_to_num(0.0, 0.0, 0.0)
 
 
 def sliced(
