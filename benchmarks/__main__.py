@@ -3,6 +3,7 @@
 from benchmarks import (
     attention_transfer,
     capture,
+    gradient_restriction,
     hybrid_attention,
     knots_factored,
     merge_vs_mergekit,
@@ -21,3 +22,5 @@ print("\n## Attention transfer, layer by layer against all at once\n", flush=Tru
 attention_transfer.main(["--quick"])
 print("\n## Capturing activations against a plain forward pass\n", flush=True)
 capture.main(["--quick"])
+print("\n## GEM's projection against the published arithmetic\n", flush=True)
+gradient_restriction.main(["--quick"])
