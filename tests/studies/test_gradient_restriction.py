@@ -135,7 +135,7 @@ def test_the_study_runs_and_draws(tiny_llama, tmp_path):
     known = {**QUICK_LANGUAGE, "model": str(tiny_llama), "train": 4, "test": 2}
     sizes = Size(
         1,
-        ({"part": "digits", "stream": "split"},),
+        ({"part": "digits", "stream": "permuted"},),
         TINY,
         also=(Size(1, ({"part": "language", "stream": "tasks"},), known),),
     )
