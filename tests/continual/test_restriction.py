@@ -128,3 +128,9 @@ def test_half_precision_keeps_its_dtype():
     gradient, memory = drawn(7, 2, 50)
     found = restrict(gradient.bfloat16(), memory.bfloat16())
     assert found.direction[0].dtype == torch.bfloat16
+
+
+def test_no_memories_restrict_nothing():
+    gradient, _ = drawn(8, 1, 5)
+    found = restrict(gradient, torch.zeros(0, 5, dtype=torch.float64), 0.5)
+    assert found.direction[0] is gradient and float(found.residual) == 0.0

@@ -330,10 +330,11 @@ class GradientRestriction:
             )
         held, (memory_loss,) = self._memory_gradients([samples], live)
         grads = self._grads(live)
-        pairs = [(g.double(), m[0].double()) for g, m in zip(grads, held, strict=True)]
-        gg = sum(((g * g).sum() for g, _ in pairs), torch.zeros((), dtype=torch.float64))
-        rr = sum(((r * r).sum() for _, r in pairs), torch.zeros((), dtype=torch.float64))
-        gr = sum(((g * r).sum() for g, r in pairs), torch.zeros((), dtype=torch.float64))
+        references = [m[0] for m in held]
+        gg, rr, gr = (
+            torch.tensor(_inner(*two), dtype=torch.float64)
+            for two in ((grads, grads), (references, references), (grads, references))
+        )
         if self.options.method == "replay":
             a, b = 1.0, 1.0
         else:
@@ -344,8 +345,8 @@ class GradientRestriction:
                 else mega_two(gg, rr, gr, now, then)
             )
             a, b = float(mix.a), float(mix.b)
-        for grad, row in zip(grads, held, strict=True):
-            grad.copy_(a * grad + b * row[0])
+        for grad, reference in zip(grads, references, strict=True):
+            grad.copy_(a * grad + b * reference)
         squared = float(a * a * gg + 2 * a * b * gr + b * b * rr)
         size = math.sqrt(max(0.0, squared * float(gg)))
         cosine = float(a * gg + b * gr) / size if size > 0 else 1.0
@@ -361,3 +362,7 @@ class GradientRestriction:
         """Take up what `state` gave."""
         self.task = int(state["task"])
         self.memory.restore(state["memory"])
+
+
+def _inner(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
+    return sum(float((a.double() * b.double()).sum()) for a, b in zip(one, other, strict=True))

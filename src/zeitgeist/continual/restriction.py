@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional
 
 from zeitgeist.continual.duals import Solver, solve_dual
 from zeitgeist.continual.grains import Partition, Piece
@@ -164,6 +165,6 @@ def multipliers(
         v,
         ((v > 0) & there).sum(dim=(-2, -1)) / there.sum(dim=(-2, -1)).clamp(min=1),
         cosine.clamp(-1.0, 1.0),
-        violated.clamp(min=0.0).amax(dim=(-2, -1)),
+        functional.pad(violated.clamp(min=0.0), (0, 1)).amax(dim=(-2, -1)),  # k may be 0
         dual.converged.all(dim=-1),
     )

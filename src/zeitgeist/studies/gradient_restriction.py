@@ -212,6 +212,7 @@ STUDY = Study(
         "What happens with one head for classes that arrive over time: GEM is not meant for that.",
         "A guarantee under AdamW, which the language part uses: the direction is restricted, not "
         "the step that AdamW makes of it.",
+        "Tuned rates: all arms step with the paper's .1; replay of a large weight steps further.",
         "Equal compute: GEM takes a gradient of every stored sample at every step, replay and "
         "A-GEM of one batch; evaluations per step are given, and replay_all takes as many as GEM.",
     ),

