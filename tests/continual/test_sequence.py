@@ -171,6 +171,11 @@ def test_bad_files_are_told(tiny_tokenizer, tmp_path):
         read_report(tmp_path)
 
 
+def test_answers_have_no_classes(tiny_llama, tasks, tmp_path):
+    with pytest.raises(InputInvalid, match="no classes"):
+        learned(tiny_llama, tasks, tmp_path / "o", options=RestrictionOptions(sampler="balanced"))
+
+
 def test_an_adapter_is_no_base(tiny_llama, tasks, tmp_path):
     learned(tiny_llama, tasks[:1], tmp_path / "one")
     with pytest.raises(InputInvalid, match="is an adapter"):

@@ -281,7 +281,8 @@ def run_sequence(
     Raises
     ------
     InputInvalid
-        A file is no task, the reference is an adapter, or unfinished work is of other settings.
+        A file is no task, the reference is an adapter, the sampler needs classes, or unfinished
+        work is of other settings.
     OutputExists
         ``out`` is there and ``overwrite`` is false.
     """
@@ -290,6 +291,8 @@ def run_sequence(
     target = Path(out)
     chosen = options or RestrictionOptions(per_step=8, sampler="reservoir")
     settings = lora or LoraSettings()
+    if chosen.sampler == "balanced":
+        raise InputInvalid("answers have no classes to balance", mend="give ring or reservoir")
     place = resolve(reference)
     if is_adapter(place):
         raise InputInvalid(f"{str(reference)!r} is an adapter", mend="merge it into its base first")
