@@ -4,6 +4,7 @@ from benchmarks import (
     attention_transfer,
     capture,
     circuits,
+    gradient_restriction,
     head_scan,
     hybrid_attention,
     knots_factored,
@@ -36,3 +37,5 @@ print("\n## Answers with their states, batched against one by one\n", flush=True
 truth_answers.main(["--quick"])
 print("\n## Probes of every cell against scikit-learn in a loop\n", flush=True)
 truth_probes.main(["--quick"])
+print("\n## GEM's projection against the published arithmetic\n", flush=True)
+gradient_restriction.main(["--quick"])

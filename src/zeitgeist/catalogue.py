@@ -110,6 +110,7 @@ AREAS: tuple[Area, ...] = (
     ),
     Area("inspection", "Inspection", "what a model knows, where, and how"),
     Area("optimizers", "Optimizers", "steepest descent under a norm you name"),
+    Area("continual", "Continual learning", "learn the next task without losing the last"),
 )
 
 SYSTEMS: tuple[System, ...] = (
@@ -442,6 +443,45 @@ print(optimizer.explain())
             "Sharded parameters (FSDP, DTensor) are not gathered: one device holds each matrix.",
         ),
         published={"steepest": {"lr": 0.02, "momentum": 0.95, "nesterov": True}},
+    ),
+    System(
+        slug="gradient-restriction",
+        title=(
+            "Fine-Grained Gradient Restriction: A Simple Approach for Mitigating Catastrophic "
+            "Forgetting"
+        ),
+        authors="Liu, Ye, Stone, Liu",
+        arxiv="2410.00868",
+        sections=("Featured", "Catastrophic Forgetting"),
+        area="continual",
+        purpose="learn a new task with gradients that may not raise the loss on stored old samples",
+        door="zeitgeist.continual.gradient_restriction:GradientRestriction",
+        command="continual run",
+        example="zeitgeist continual run MODEL first.jsonl second.jsonl -o learned",
+        configs={
+            "gradient_restriction": "zeitgeist.continual.gradient_restriction:RestrictionOptions",
+        },
+        page="docs/gradient-restriction.md",
+        study="zeitgeist.studies.gradient_restriction:STUDY",
+        python="""\
+from zeitgeist.continual.gradient_restriction import GradientRestriction
+
+guard = GradientRestriction(model, loss)  # loss(model, samples) -> mean loss
+for task in tasks:
+    for batch in task:
+        optimizer.zero_grad()
+        loss(model, batch).backward()
+        guard.restrict()
+        optimizer.step()
+        guard.remember(batch)
+    guard.end_task()
+""",
+        limits=(
+            "The guarantee is to first order, on stored samples and for SGD; AdamW has none.",
+            "Every step takes a gradient of every stored group: cost grows with the tasks.",
+            "Not meant for one head whose classes arrive over time.",
+        ),
+        published={"gradient_restriction": {"memory": 256, "data_groups": 1, "strength": 0.0}},
     ),
 )
 

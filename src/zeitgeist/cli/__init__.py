@@ -7,6 +7,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 import zeitgeist
 from zeitgeist.cli import (
+    continual,
     drop,
     inspect,
     limits,
@@ -35,6 +36,7 @@ app.command(merge.app)
 app.command(drop.app)
 app.command(linearize.app)
 app.command(limits.app)
+app.command(continual.app)
 app.command(inspect.app)
 app.command(norms.norms)
 app.command(reproduce.reproduce)
