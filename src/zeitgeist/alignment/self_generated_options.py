@@ -132,7 +132,7 @@ class SelfGeneratedOptions:
             steps=steps,
             batch_size=self.batch_size,
             learning_rate=self.rate,
-            warmup_steps=min(5, steps - 1),
+            warmup_steps=min(5, steps // 10),
             seed=self.seed,
         )
 
