@@ -17,7 +17,7 @@ from zeitgeist.errors import ExtraMissing, InputInvalid
 from zeitgeist.training import Example
 
 FORMS = "give prompt and completion, or messages that end with the assistant's"
-Source = str | Path | Iterable[Mapping[str, Any]]
+Source = str | Path | Iterable[Any]
 """A .jsonl, .json or .parquet file, or rows: a list of mappings, a data set of `datasets`."""
 
 
@@ -46,6 +46,28 @@ def read_demonstrations(source: Source) -> list[dict[str, Any]]:
     for number, row in enumerate(rows):
         _check(row, f"{origin}, row {number}")
     return rows
+
+
+def read_prompts(source: str | Path) -> list[Any]:
+    """Prompts of a file, text or messages; completions beside them are not needed.
+
+    Raises
+    ------
+    InputInvalid
+        As `read_demonstrations`, or a row without a prompt.
+    """
+    found = []
+    for number, row in enumerate(_rows_of(Path(source))):
+        asked = row.get("prompt") if isinstance(row, Mapping) else None
+        origin = f"{source}, row {number}"
+        if not asked:
+            raise InputInvalid(f"there is no prompt in {row!r:.60}", origin=origin)
+        if not isinstance(asked, str):
+            _check_messages(asked, "prompt", origin)
+        found.append(asked)
+    if not found:
+        raise InputInvalid("there are no prompts", origin=source)
+    return found
 
 
 def prompts_of(row: Mapping[str, Any]) -> str | list[Any]:

