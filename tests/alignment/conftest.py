@@ -1,5 +1,6 @@
 """Demonstrations for a tiny model."""
 
+import gc
 import json
 from pathlib import Path
 
@@ -37,6 +38,13 @@ def on_disk(texts, tmp_path: Path):
     path = tmp_path / "demonstrations.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in texts))
     return path
+
+
+@pytest.fixture(autouse=True, scope="session")
+def frozen():
+    """The Trainer collects garbage at every start, over all that is imported."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -149,8 +149,10 @@ def two_passes(
         )
         return tuple(answer for _, answer in sorted(found))
 
-    first = answers(prompts, 0)
     room = max_length - limit
+    for prompt in prompts:  # what does not fit is told before anything is drafted
+        corrected_prompt(prompt, (), between, room=room)
+    first = answers(prompts, 0)
     again = [
         corrected_prompt(prompt, draft, between, room=room)
         for prompt, draft in zip(prompts, first, strict=True)

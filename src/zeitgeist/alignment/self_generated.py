@@ -237,7 +237,7 @@ def train(
     with quiet():
         model = load_model(place, dtype=dtype, device=device)
     vocabulary = _vocabulary(model, tokenizer, rows, chosen)
-    for each in (examples, scored or ()):
+    for each in filter(None, (examples, scored)):
         check_room(each, vocabulary, chosen)
     hashes = source.fingerprint()
     known = (asdict(chosen), chosen.shares(), sorted(hashes.items()), examples, scored, str(dtype))

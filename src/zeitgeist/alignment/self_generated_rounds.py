@@ -102,8 +102,8 @@ def check_room(
 ) -> None:
     """Refuse demonstrations that leave no place for a draft, before anything is drafted."""
     if options.method != "bash":
+        room = options.max_length - max(len(example.answer) for example in examples)
         for example in examples:
-            room = options.max_length - len(example.answer)
             corrected_prompt(example.prompt, (), vocabulary.between, room=room)
 
 
@@ -149,6 +149,7 @@ def learn(
     gold_share: float,
     round_: int,
     place: Path | None = None,
+    autocast: bool = True,
     progress: bool | None = False,
 ) -> Stage:
     """Train a model on contexts, in place.
@@ -165,6 +166,8 @@ def learn(
         0: the warm start.
     place
         For checkpoints of the Trainer; None: none.
+    autocast
+        See `zeitgeist.training.objective.train_objective`.
     progress
         Show a bar on stderr; None: when it is a terminal.
     """
@@ -176,6 +179,7 @@ def learn(
         collate=partial(collate_contexts, pad=vocabulary.pad),
         loss=context_loss,
         place=place,
+        autocast=autocast,
         title=f"round {round_}" if round_ else "warm start",
         progress=progress,
     )

@@ -17,6 +17,7 @@ question once, four samples of 12 digits cost 61 tokens, a draft and its correct
 """
 
 import copy
+import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -83,6 +84,11 @@ class Bench:
         }
         return SelfGeneratedOptions(**{**known, **changes})
 
+    @property
+    def autocast(self) -> bool:
+        """A network this small gains nothing by it, and every process would decide for itself."""
+        return self.adapt == "lora"
+
     def round_examples(self, number: int) -> list[Example]:
         """As many demonstrations as a round learns from; the same for every arm."""
         generator = np.random.default_rng([self.seed, number])
@@ -127,6 +133,9 @@ def prepare(group: Group) -> Any:
     """
     if group.setting["part"] == "language":
         return _language(group)
+    # transformers' Trainer collects garbage at every start, over all that is imported.
+    gc.collect()
+    gc.freeze()
     known, task = group.parameters, str(group.setting["task"])
     warm, steps = known["budgets"][task]
     train, test = draw(
@@ -191,7 +200,15 @@ def _warm(bench: Bench, steps: int) -> None:
     options = bench.options(steps=steps)
     mixed = Mixed(tuple(map(gold_context, bench.train)), Replaced())
     # Round 1 of these options is so many steps; a warm start would count epochs.
-    learn(bench.start, mixed, bench.vocabulary, options, gold_share=1.0, round_=1)
+    learn(
+        bench.start,
+        mixed,
+        bench.vocabulary,
+        options,
+        gold_share=1.0,
+        round_=1,
+        autocast=bench.autocast,
+    )
 
 
 def trained(bench: Bench, options: SelfGeneratedOptions) -> tuple[Any, list[Stage]]:
@@ -208,7 +225,15 @@ def trained(bench: Bench, options: SelfGeneratedOptions) -> tuple[Any, list[Stag
             round_=number,
         )
         stages.append(
-            learn(model, mixed, bench.vocabulary, options, gold_share=share, round_=number)
+            learn(
+                model,
+                mixed,
+                bench.vocabulary,
+                options,
+                gold_share=share,
+                round_=number,
+                autocast=bench.autocast,
+            )
         )
     return model.eval(), stages
 
@@ -264,6 +289,7 @@ def preferred(bench: Bench) -> Any:
             options.schedule(len(pairs)),
             collate=partial(collate_pairs, pad=words.pad),
             loss=pair_loss,
+            autocast=bench.autocast,
             progress=False,
         )
     return model.eval()
@@ -274,6 +300,7 @@ def _likelihoods(model: Any, examples: Sequence[Example], pad: int) -> list[floa
     found: list[float] = []
     for start in range(0, len(examples), 500):
         batch = collate(examples[start : start + 500], pad=pad)
+        batch = {name: value.to(model.device) for name, value in batch.items()}
         found += log_likelihoods(model, batch).tolist()
     return found
 

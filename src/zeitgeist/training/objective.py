@@ -34,6 +34,7 @@ def train_objective(
     collate: Callable[[Sequence[Any]], dict[str, Tensor]],
     loss: Loss,
     place: Path | None = None,
+    autocast: bool = True,
     title: str = "train",
     progress: bool | None = None,
 ) -> tuple[float, ...]:
@@ -42,8 +43,7 @@ def train_objective(
     Parameters
     ----------
     model
-        A causal transformers model, or a peft model around one. Weights that learn in float32 do
-        so under autocast where the hardware is faster in bfloat16.
+        A causal transformers model, or a peft model around one.
     items
         What to learn from. Shuffled by the seed; repeated when the steps outlast them.
     schedule
@@ -54,6 +54,9 @@ def train_objective(
         ``(model, batch) -> scalar``.
     place
         Directory for checkpoints: called again with it, a stopped training goes on. None: none.
+    autocast
+        Let weights that learn in float32 be multiplied in bfloat16 where the hardware is faster in
+        it. That is timed, so that two runs of one seed may differ in it.
     title
         Of the progress bar.
     progress
@@ -81,7 +84,7 @@ def train_objective(
     """
     if not items:
         raise InputInvalid("there is nothing to learn from", mend="give at least one example")
-    whole = {p.dtype for p in model.parameters()} == {torch.float32}
+    whole = autocast and {p.dtype for p in model.parameters()} == {torch.float32}
     hidden = None if progress is None else not progress
     bar = tqdm(total=schedule.steps, desc=title, unit="step", disable=hidden)
     with seeded(schedule.seed), TemporaryDirectory() as work, bar:
