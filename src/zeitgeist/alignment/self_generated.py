@@ -243,7 +243,7 @@ def train(
     known = (asdict(chosen), chosen.shares(), sorted(hashes.items()), examples, scored, str(dtype))
     work = _work(target, repr({**known[0], "gold_share": known[1]}) + repr(known[2:]))
     before = _gap(model, scored, vocabulary, chosen, progress)
-    model, stages = _rounds(model, place, examples, vocabulary, chosen, work, progress)
+    model, stages = _rounds(model, examples, vocabulary, chosen, work, progress)
     report = SelfGeneratedReport(
         str(target),
         stages,
@@ -305,7 +305,6 @@ def _gap(
 
 def _rounds(
     model: Any,
-    place: Path,
     examples: Sequence[Example],
     vocabulary: Vocabulary,
     options: SelfGeneratedOptions,
