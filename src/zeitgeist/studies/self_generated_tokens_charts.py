@@ -116,9 +116,12 @@ def against_fine_tuning(evidence: Evidence) -> list[dict[str, Any]]:
         for row in rows
         if row["arm"] != "sft" and (row["task"], row["seed"]) in tuned
     ]
+    order = [arm.slug for arm in evidence.arms]
     return [
         {**p, **ends(p), "row": evidence.arm(p["arm"]).title, "series": TASKS[p["task"]]}
-        for p in summary(less, "own_accuracy", ["arm", "task"])
+        for p in sorted(
+            summary(less, "own_accuracy", ["arm", "task"]), key=lambda p: order.index(p["arm"])
+        )
     ]
 
 
@@ -137,7 +140,10 @@ def answers(evidence: Evidence) -> list[dict[str, Any]]:
     """Exact match of first and second answers, fine-tuning's and the likeliest of four."""
     return [
         {**p, **ends(p), "row": TASKS[p["task"]], "series": evidence.arm(p["arm"]).title}
-        for p in summary(evidence.rows, "exact", ["task", "arm"])
+        for p in sorted(
+            summary(evidence.rows, "exact", ["task", "arm"]),
+            key=lambda p: [*TASKS].index(p["task"]),
+        )
         if p["arm"] in ANSWERS
     ]
 
@@ -204,5 +210,5 @@ def _rows(
         reference=at,
         columns=3,
     )
-    made: alt.TopLevelMixin = drawn.properties(width="container", height={"step": 34})
+    made: alt.TopLevelMixin = drawn.properties(width="container", height={"step": 12})
     return made
