@@ -80,7 +80,7 @@ def path_distribution(model, example, share, *, temperature=1.0, gold_prefix=Fal
 def test_mixed_answers_are_distributed_as_the_product_along_their_path(
     model, mode, gold_prefix, temperature
 ):
-    example, share, draws = Example((0, 3), (1, 2, 0, END)), 0.6, 6000
+    example, share, draws = Example((0, 3), (1, 2, 0, END)), 0.6, 2500
     contexts, _ = mixed(
         model,
         [example] * draws,
