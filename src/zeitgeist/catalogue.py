@@ -111,6 +111,11 @@ AREAS: tuple[Area, ...] = (
     Area("inspection", "Inspection", "what a model knows, where, and how"),
     Area("optimizers", "Optimizers", "steepest descent under a norm you name"),
     Area("continual", "Continual learning", "learn the next task without losing the last"),
+    Area(
+        "alignment",
+        "Alignment",
+        "what a model should say, from demonstrations, rewards and preferences",
+    ),
 )
 
 SYSTEMS: tuple[System, ...] = (
@@ -482,6 +487,34 @@ for task in tasks:
             "Not meant for one head whose classes arrive over time.",
         ),
         published={"gradient_restriction": {"memory": 256, "data_groups": 1, "strength": 0.0}},
+    ),
+    System(
+        slug="self-generated-tokens",
+        title="Bridging the Training-Inference Gap in LLMs by Leveraging Self-Generated Tokens",
+        authors="Cen, Liu, Zeng, Chaudhari, Rangwala, Karypis, Fakoor",
+        arxiv="2410.14655",
+        sections=("Featured", "LLMs"),
+        area="alignment",
+        purpose="fine-tune on demonstrations so that a model holds up on its own prefixes",
+        door="zeitgeist.alignment.self_generated:train",
+        command="selfgen train",
+        example="zeitgeist selfgen train MODEL demonstrations.jsonl --rounds 3 -o tuned",
+        configs={
+            "self_generated": "zeitgeist.alignment.self_generated_options:SelfGeneratedOptions"
+        },
+        page="docs/self-generated-tokens.md",
+        study="zeitgeist.studies.self_generated_tokens:STUDY",
+        python="""\
+from zeitgeist.alignment.self_generated import train
+
+report = train("MODEL", "demonstrations.jsonl", "tuned", held_out="held-out.jsonl")
+print(report.before.gap, report.after.gap)
+""",
+        limits=(
+            "Where each token depends on the one before, mixed contexts teach a contradiction.",
+            "The paper's body was not at hand: what is marked (spec) is this library's reading.",
+            "Where many answers are right, keep the gold share at 0.8 or above.",
+        ),
     ),
 )
 

@@ -17,6 +17,7 @@ from zeitgeist.cli import (
     norms,
     report,
     reproduce,
+    selfgen,
     systems,
 )
 from zeitgeist.errors import ZeitgeistError
@@ -39,6 +40,7 @@ app.command(limits.app)
 app.command(continual.app)
 app.command(inspect.app)
 app.command(norms.norms)
+app.command(selfgen.app)
 app.command(reproduce.reproduce)
 app.command(report.report)
 
