@@ -13,7 +13,7 @@ from zeitgeist.inspection.questions import Question
 from zeitgeist.studies import truthfulness_probes_numbers as numbers
 from zeitgeist.studies.truthfulness_answers import load_answers, save_answers
 from zeitgeist.studies.truthfulness_probes import ARMS_OF, STUDY, applies
-from zeitgeist.studies.truthfulness_probes_numbers import SCORES, located, measure, prepare
+from zeitgeist.studies.truthfulness_probes_numbers import SCORES, measure, prepare
 
 RIGHT, WRONG = ("the cat", "a dog", "big"), ("red", "it", "they")
 
@@ -25,7 +25,8 @@ def asked(count, start=0):
         word = (RIGHT if index % 2 else WRONG)[index % 3]
         made.append(
             Question(
-                f"to {index}?".replace("0", "o") if index % 5 else f"in {chr(97 + index % 26)}?",
+                # Without digits, which would make it a question about numbers.
+                f"to {chr(97 + index // 26)}{chr(97 + index % 26)}?",
                 (word,) if index % 2 else ("never",),
                 entity=f"e{index}",
                 answer=f"it is {word}.",
@@ -150,26 +151,6 @@ def test_no_pick_is_above_the_best_of_the_samples(bench):
             assert 0 <= value <= found["oracle"][key] <= 1
     greedy = shared.answers("one")["blind"].correct.tolist()
     assert [found["greedy"]["picked", f"e{i}"] for i in range(0, 60, 10)] == greedy[::10]
-
-
-def test_a_sample_is_scored_by_a_probe_that_never_saw_its_entity(bench):
-    shared = bench(part="select", set="one")
-    found = located(shared.answers("one")["blind"])
-    samples = shared.sampled[1]
-    wanted = numbers.picked_by(found, samples, 0)
-    # With the labels of one entity turned round, scores of its own samples stay as they were.
-    group = samples.groups[0]
-    turned = torch.tensor([each == group for each in found.groups])
-    fold = numbers.grouped_folds(found.y, found.groups, 5, 0)
-    patch = pytest.MonkeyPatch()
-    patch.setattr(numbers, "grouped_folds", lambda *_: fold)
-    try:
-        got = numbers.picked_by(replace(found, y=found.y ^ turned), samples, 0)
-    finally:
-        patch.undo()
-    own = torch.tensor([each == group for each in samples.groups])
-    torch.testing.assert_close(got[own], wanted[own])
-    assert not torch.allclose(got[~own], wanted[~own])
 
 
 def test_every_arm_has_its_part():

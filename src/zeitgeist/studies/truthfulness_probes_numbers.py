@@ -34,16 +34,16 @@ from zeitgeist.inspection.answers import (
     locate_answers,
     sample_answers,
 )
-from zeitgeist.inspection.entity_folds import grouped_folds
 from zeitgeist.inspection.error_types import cluster
 from zeitgeist.inspection.exact_answer import blind, published
 from zeitgeist.inspection.probe_comparison import compare
-from zeitgeist.inspection.probe_evaluation import choose_cell, heat_map, nested, score_cell
+from zeitgeist.inspection.probe_evaluation import heat_map, nested
 from zeitgeist.inspection.probes import ProbeOptions
 from zeitgeist.inspection.question_sets import question_set
 from zeitgeist.inspection.questions import Question
 from zeitgeist.inspection.roc import entity_draws, pairs_auc
 from zeitgeist.inspection.truth_files import fingerprint
+from zeitgeist.inspection.truth_report import score_samples
 from zeitgeist.inspection.truth_transfer import ProbedSet, transfer
 from zeitgeist.studies.truthfulness_answers import cached_answers
 
@@ -342,11 +342,10 @@ def picking(arm: str, bench: Bench) -> Iterator[Measured]:
     """Part ``select``: whether each way is right, question by question."""
     asked, samples = bench.sampled
     greedy = bench.answers(str(bench.group.setting["set"]))["blind"]
-    found = located(greedy)
-    if not found.enough:
+    if not located(greedy).enough:
         return
     count = len(samples.rows) // len(asked)
-    score = picked_by(found, samples, bench.group.seed)
+    score = score_samples(greedy, samples, PROBES, seed=bench.group.seed)
     known = dict(zip(greedy.groups, greedy.correct.tolist(), strict=True))
     groups = samples.groups[::count]
     largest = torch.tensor(
@@ -364,21 +363,3 @@ def picking(arm: str, bench: Bench) -> Iterator[Measured]:
     )
     for group, value in zip(groups, ways["probe" if arm == "pick" else arm], strict=True):
         yield Measured("picked", float(value), {}, group)
-
-
-def picked_by(found: Located, samples: Answers, seed: int) -> Float[Tensor, " m"]:
-    """Log-odds of every sample from a probe of the greedy answers to other entities' questions."""
-    fold = grouped_folds(found.y, found.groups, PROBES.folds, seed)
-    fold_of = dict(zip(found.groups, fold.tolist(), strict=True))
-    # Entities whose greedy answer was not located taught no probe, so any will do.
-    folds = torch.tensor([fold_of.get(group, 0) for group in samples.groups])
-    x, drawn = found.at("exact_last"), samples.features.float()
-    score = torch.zeros(len(samples.rows), dtype=torch.float64)
-    for k in range(PROBES.folds):
-        train, test = fold != k, folds == k
-        cell = choose_cell(x, found.y, found.groups, train, PROBES, seed=seed)
-        both = torch.cat([x[train], drawn[test]])
-        labels = torch.cat([found.y[train], samples.correct[test]])
-        taught = torch.arange(len(both)) < int(train.sum())
-        score[test] = score_cell(both, labels, taught, ~taught, cell, PROBES)
-    return score
