@@ -3,10 +3,13 @@
 from benchmarks import (
     attention_transfer,
     capture,
+    head_scan,
     hybrid_attention,
     knots_factored,
     merge_vs_mergekit,
     ties_kernels,
+    truth_answers,
+    truth_probes,
 )
 
 print("## Merging on disk against mergekit\n", flush=True)
@@ -21,3 +24,9 @@ print("\n## Attention transfer, layer by layer against all at once\n", flush=Tru
 attention_transfer.main(["--quick"])
 print("\n## Capturing activations against a plain forward pass\n", flush=True)
 capture.main(["--quick"])
+print("\n## Scanning attention heads against all attention matrices\n", flush=True)
+head_scan.main(["--quick"])
+print("\n## Answers with their states, batched against one by one\n", flush=True)
+truth_answers.main(["--quick"])
+print("\n## Probes of every cell against scikit-learn in a loop\n", flush=True)
+truth_probes.main(["--quick"])

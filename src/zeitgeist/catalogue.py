@@ -108,6 +108,7 @@ AREAS: tuple[Area, ...] = (
         "the same model, cheaper",
         "zeitgeist.studies.compression:STUDY",
     ),
+    Area("inspection", "Inspection", "what a model knows, where, and how"),
 )
 
 SYSTEMS: tuple[System, ...] = (
@@ -293,6 +294,127 @@ print(found.first, found.second, found.value, found.certificate)
             "All pairs are compared: 100,000 items are 5 billion products.",
             "The theorem is conditional, worst-case and asymptotic; no experiment tests it.",
         ),
+    ),
+    System(
+        slug="active-dormant-heads",
+        title=(
+            "Active-Dormant Attention Heads: Mechanistically Demystifying Extreme-Token Phenomena "
+            "in LLMs"
+        ),
+        authors="Guo, Pai, Bai, Jiao, Jordan, Mei",
+        arxiv="2410.13835",
+        sections=("Theory",),
+        area="inspection",
+        purpose="find attention sinks, drained values, residual peaks and heads that sleep",
+        door="zeitgeist.inspection.heads:scan",
+        command="inspect heads scan",
+        example="zeitgeist inspect heads scan MODEL --domain prose=a.txt --domain code=b.txt",
+        configs={
+            "scan": "zeitgeist.inspection.heads:HeadsOptions",
+            "toy": "zeitgeist.inspection.heads_toy:ToyOptions",
+        },
+        page="docs/active-dormant-heads.md",
+        study="zeitgeist.studies.active_dormant_heads:STUDY",
+        python="""\
+from zeitgeist.inspection.heads import scan
+
+report = scan(model, tokenizer, {"prose": [text], "code": [source]})
+print(report.sinks, report.gaps("prose", "code")[:5])
+""",
+        limits=(
+            "Where a token is a sink and a head dormant are thresholds: read the numbers too.",
+            "Small models have graded heads, not heads that switch on and off.",
+        ),
+        published={
+            "toy": {
+                "width": 256,
+                "length": 256,
+                "batch_size": 512,
+                "steps": 10_000,
+                "weight_decay": 1e-4,
+                "triggers": 3,
+                "seed": 42,
+            }
+        },
+    ),
+    System(
+        slug="truthfulness-probes",
+        title=(
+            "LLMs Know More Than They Show: On the Intrinsic Representation of LLM Hallucinations"
+        ),
+        authors="Orgad, Toker, Gekhman, Reichart, Szpektor, Kotek, Belinkov",
+        arxiv="2410.02707",
+        sections=("Featured", "LLMs"),
+        area="inspection",
+        purpose="find where a model's states tell its wrong answers from right ones, keep a probe",
+        door="zeitgeist.inspection.truth:find_truth",
+        command="inspect truth",
+        example="zeitgeist inspect truth MODEL --set capitals -o found --picture map.png",
+        configs={
+            "asking": "zeitgeist.inspection.answers:AnswerOptions",
+            "sampling": "zeitgeist.inspection.answers:SamplingOptions",
+            "probing": "zeitgeist.inspection.probes:ProbeOptions",
+        },
+        page="docs/truthfulness-probes.md",
+        study="zeitgeist.studies.truthfulness_probes:STUDY",
+        python="""\
+from zeitgeist.inspection.truth import find_truth
+
+found = find_truth(model, tokenizer, "questions.jsonl")
+print([(row.name, row.auc) for row in found.report.rows])
+found.probe.save("probe")
+""",
+        limits=(
+            "Short answers only: without an exact answer there is the last token alone.",
+            "A probe may read familiarity rather than truth; compare the question's last token.",
+            "A few hundred questions leave a standard error of 0.03 to 0.04 in every area.",
+        ),
+        published={"sampling": {"count": 30, "temperature": 1.0, "top_p": 1.0}},
+    ),
+    System(
+        slug="circuit-hypothesis",
+        title="Hypothesis Testing the Circuit Hypothesis in LLMs",
+        authors="Shi, Beltran-Velez, Nazaret, Zheng, Garriga-Alonso, Jesson, Makar, Blei",
+        arxiv="2410.13032",
+        sections=("Featured", "LLMs"),
+        area="inspection",
+        purpose="test whether some edges of a transformer are the circuit of a task, or find some",
+        door="zeitgeist.inspection.circuit:verify",
+        command="inspect circuit test",
+        example="zeitgeist inspect circuit test MODEL pairs.jsonl --circuit circuit.json",
+        configs={
+            "circuit": "zeitgeist.inspection.circuit_options:CircuitOptions",
+            "discovery": "zeitgeist.inspection.circuit_options:DiscoveryOptions",
+        },
+        page="docs/circuit-hypothesis.md",
+        study="zeitgeist.studies.circuit_hypothesis:STUDY",
+        python="""\
+from pathlib import Path
+
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from zeitgeist.inspection.circuit import verify
+from zeitgeist.inspection.circuit_files import read_pairs
+
+model = AutoModelForCausalLM.from_pretrained("MODEL")
+pairs = read_pairs(Path("pairs.jsonl"), AutoTokenizer.from_pretrained("MODEL"))
+print(verify(model, pairs, ["embed->a0.h1.v", "a0.h1->logits"]).text())
+""",
+        limits=(
+            "Pre-norm models of Llama's or GPT-2's layout, and small transformers of your own.",
+            "Independence passes wherever nothing works without the circuit: read the effects.",
+            "A pass is no proof: few examples cannot reject; within asks the other way round.",
+        ),
+        published={
+            "circuit": {
+                "eps": 0.1,
+                "q_star": 0.9,
+                "alpha": 0.05,
+                "draws": 100,
+                "permutations": 1000,
+            },
+            "discovery": {"steps": 5},
+        },
     ),
 )
 

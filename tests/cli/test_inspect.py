@@ -28,6 +28,18 @@ def test_sites_lists_shapes_and_bytes_without_weights(capsys, tiny_llama, tmp_pa
     assert sizes["pattern"]["shape"][2:] == [16, 16]
 
 
+def test_a_model_alone_gives_one_page(capsys, tiny_llama, tmp_path):
+    (tmp_path / "texts.txt").write_text("the cat sat on the big red mat\n" * 9)
+    words = [tiny_llama, "--sentence", "the cat", "--texts", tmp_path / "texts.txt"]
+    words += ["--windows", 2, "--length", 24]
+    out = run(capsys, *words, "--picture", tmp_path / "lens.svg")
+    assert "LlamaForCausalLM (llama)" in out and "next token of 'the cat'" in out
+    assert (tmp_path / "lens.svg").read_text().startswith("<svg")
+    told = json.loads(run(capsys, *words, "--json"))
+    assert [row["layer"] for row in told["layers"]] == list(range(told["model"]["layers"]))
+    assert told["layers"][-1]["kl"] == 0
+
+
 def test_capture_writes_a_row_per_text(capsys, tiny_llama, tmp_path):
     texts = ["the cat sat", "a", "the dog ran and ran to the mat"]
     (tmp_path / "texts.txt").write_text("\n".join(texts))
@@ -54,6 +66,11 @@ def test_capture_writes_a_row_per_text(capsys, tiny_llama, tmp_path):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
+        (["MODEL", "--picture", "lens.gif"], r"no \.png or \.svg"),
+        (["MODEL", "--picture", "TEXTS.svg"], "already there"),
+        (["MODEL", "--texts", "EMPTY/x.txt"], "cannot be read"),
+        (["MODEL", "--texts", "TEXTS"], "a window has 128"),
+        (["MODEL", "--texts", "TEXTS", "--sentence", ""], "has no tokens"),
         (["capture", "MODEL", "TEXTS", "-o", "acts.pt"], "no .safetensors"),
         (["capture", "MODEL", "EMPTY/x.txt", "-o", "a.safetensors"], "cannot be read"),
         (["capture", "MODEL", "MODEL", "-o", "a.safetensors"], r"no \.txt or \.jsonl"),
@@ -75,6 +92,7 @@ def test_bad_input_is_told(words, told, tiny_llama, tmp_path, monkeypatch):
     texts = tmp_path / "texts.txt"
     texts.write_text("the cat sat")
     (tmp_path / "texts.txt.safetensors").touch()
+    (tmp_path / "texts.txt.svg").touch()
     places = {"MODEL": tiny_llama, "EMPTY": tmp_path, "TEXTS": texts}
     given = []
     for word in words:

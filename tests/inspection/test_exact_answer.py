@@ -193,3 +193,11 @@ def test_an_occurrence_is_chosen_by_its_offsets(tiny_tokenizer):
     assert first < second
     assert token_window(tokenizer, ids, "") is None
     assert token_window(tokenizer, ids, (3, 3)) is None
+
+
+@pytest.mark.parametrize("question", ["Who won the cup in 1998?", "Who led France in 1939-1945?"])
+def test_a_year_in_a_question_asks_for_no_number(question):
+    answer = "The winner is France."
+    assert answer[slice(*blind(Question(question, ("?",)), answer))] == "France"
+    calculated = Question("What is 12 - 5?", ("7",))
+    assert blind(calculated, "12 - 5 = 7.") == (9, 10)

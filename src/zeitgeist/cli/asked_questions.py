@@ -110,10 +110,10 @@ class Asked:
     def generate(
         self, opened: tuple[Any, Any], questions: "tuple[Question, ...]", *positions: str
     ) -> "Answers":
-        """Greedy answers, kept at the given positions; none: all, and p(True) with them."""
+        """Greedy answers, kept at the given positions."""
         from zeitgeist.inspection.answers import generate_answers
 
-        options = self.answers(*positions, p_true=not positions)
+        options = self.answers(*positions)
         return generate_answers(*opened, questions, options, extractor=self.extractor())
 
 

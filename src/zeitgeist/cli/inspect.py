@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from json import dumps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
@@ -13,6 +13,87 @@ app = App(name="inspect", help="Look inside a model: where what flows, and what 
 app.command(inspect_truth.app)
 app.command(inspect_circuit.app)
 app.command(inspect_heads.app)
+
+
+@app.default
+def overview(
+    model: str,
+    /,
+    *,
+    sentence: str = "The capital of France is the city of",
+    texts: Path | None = None,
+    windows: int = 4,
+    length: int = 128,
+    json: bool = False,
+    picture: Path | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Look at a model from a distance: sinks, norms of its layers, and what each would say.
+
+    Parameters
+    ----------
+    model
+        A directory, hub:org/name or pypi:package.
+    sentence
+        What the logit lens is on.
+    texts
+        What heads are scanned on, .txt or .jsonl; default: the help topics of Python.
+    windows
+        How many windows of the texts.
+    length
+        Tokens of each window.
+    json
+        Print machine-readable rows.
+    picture
+        Draw the lens, as .png or .svg.
+    overwrite
+        Replace an existing picture.
+    """
+    from zeitgeist.cli.pictures import check_picture, write_picture
+
+    check_picture(picture, overwrite=overwrite)
+    given = None if texts is None else ["\n".join(_texts(texts))]
+    opened, tokenizer = _opened(model)
+
+    from zeitgeist.inspection.overview import overview as look
+
+    seen = look(opened, tokenizer, sentence, given, windows=windows, length=length)
+    if json:
+        print(dumps(seen.told(), indent=2))
+    else:
+        _print_overview(seen)
+    if picture is not None:
+        from zeitgeist.inspection.lens_charts import lens_chart
+
+        write_picture(lens_chart(seen.lens, seen.read, seen.said), picture)
+
+
+def _print_overview(seen: Any) -> None:
+    shape = seen.model
+    print(
+        f"{shape['class']} ({shape['layout']}): {shape['layers']} layers, {shape['heads']} heads "
+        f"({shape['kv_heads']} for keys and values), width {shape['width']}, "
+        f"{shape['vocabulary']:,} tokens, {shape['parameters'] / 1e6:,.1f} M parameters"
+    )
+    for row in seen.heads.sinks[:3]:
+        tokens = ", ".join(map(repr, row.tokens))
+        print(f"sink at position {row.position} in {row.share:.0%} of windows: {tokens}")
+    if not seen.heads.sinks:
+        print("no token is a sink")
+    for row in seen.heads.massive[:3]:
+        print(
+            f"massive coordinate {row.coordinate} in layers {row.first} to {row.last}: "
+            f"{row.value:,.0f} after layer {row.largest}, {row.ratio:,.0f} times the median"
+        )
+    print(f"\n{seen.heads.options.windows} windows of {seen.heads.options.length} tokens; ", end="")
+    print(f"next token of {''.join(seen.read)!r}")
+    print("layer  on sinks  dormant  |sink|  |median|  would say            p  from the end")
+    for row in seen.layers:
+        sink = "-" if row.sink is None else f"{row.sink:,.0f}"
+        print(
+            f"{row.layer:5d} {row.sink_mass:9.2f} {row.dormant:8d} {sink:>7s} {row.median:9,.0f}  "
+            f"{row.says!r:16.16s} {row.probability:5.2f} {row.kl:9.2f} nats"
+        )
 
 
 @app.command
@@ -91,18 +172,12 @@ def capture(
         raise OutputExists(f"the output '{output}' is already there", mend="choose another name")
     rows = _texts(texts)
 
-    import torch
     from safetensors.torch import save_file
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from zeitgeist.activations.texts import capture_texts
-    from zeitgeist.checkpoints import resolve
 
-    place = resolve(model)
-    opened = AutoModelForCausalLM.from_pretrained(place, dtype="auto", local_files_only=True)
     found = capture_texts(
-        opened.eval().to("cuda" if torch.cuda.is_available() else "cpu"),
-        AutoTokenizer.from_pretrained(place, local_files_only=True),
+        *_opened(model),
         rows,
         sites.split(","),
         layers=wanted,
@@ -116,6 +191,21 @@ def capture(
     for name, x in named.items():
         print(f"{name:24s} {' x '.join(map(str, x.shape))}")
     print(output)
+
+
+def _opened(model: str) -> tuple[Any, Any]:
+    """A model in the precision it was saved in, where it runs fastest, and its tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from zeitgeist.checkpoints import resolve
+
+    place = resolve(model)
+    opened = AutoModelForCausalLM.from_pretrained(place, dtype="auto", local_files_only=True)
+    return (
+        opened.eval().to("cuda" if torch.cuda.is_available() else "cpu"),
+        AutoTokenizer.from_pretrained(place, local_files_only=True),
+    )
 
 
 def _texts(path: Path) -> list[str]:

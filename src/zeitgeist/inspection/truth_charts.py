@@ -1,6 +1,7 @@
 """Pictures of truthfulness probes: where the signal is, where it carries, what picking gains."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from zeitgeist.errors import ExtraMissing
 from zeitgeist.evidence.figures import Figure
@@ -42,7 +43,7 @@ def map_chart(found: HeatMap, layers: Sequence[int], positions: Sequence[str]) -
         y=alt.Y("layer:N", title="layer", sort=[str(layer) for layer in layers][::-1]),
     )
     colour = alt.Color("auc:Q", title="AUC", scale=alt.Scale(scheme="viridis", domain=[0.5, 1.0]))
-    best = base.mark_point(shape="diamond", color="white", filled=True, size=40).transform_filter(
+    best = base.mark_point(shape="diamond", color="#1b1b1b", filled=True, size=40).transform_filter(
         f"datum.layer == '{layers[found.best[0]]}' && datum.token == '{positions[found.best[1]]}'"
     )
     chart = alt.layer(
@@ -73,7 +74,7 @@ def transfer_chart(found: Transfer) -> Figure:
     """
     names = list(found.names)
 
-    def panel(values: list[list[float]], title: str, low: float, high: float) -> alt.TopLevelMixin:
+    def panel(values: list[list[float]], title: str, low: float, high: float) -> Any:
         cells = [
             {"taught": taught, "tested": tested, "value": value}
             for taught, row in zip(names, values, strict=True)

@@ -76,11 +76,8 @@ def usable_rows(
     rows = answers.usable.nonzero()[:, 0]
     y = answers.correct[rows]
     lost = len(answers.rows) - len(rows)
-    check_classes(
-        y,
-        options.min_class,
-        of=f"{lost} answers have no exact answer, of the others" if lost else "",
-    )
+    what = f"{lost} answers have no exact answer; of the others" if lost else ""
+    check_classes(y, options.min_class, of=": ".join(filter(None, (of, what))))
     groups = answers.groups
     return rows, y, [groups[int(row)] for row in rows]
 

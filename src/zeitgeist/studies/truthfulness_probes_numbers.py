@@ -265,7 +265,8 @@ def detection(arm: str, bench: Bench) -> Iterator[Measured]:
         yield Measured("located", float(answers.usable.double().mean()))
     if not found.enough:
         return
-    weight = entity_draws(found.groups, 1, seed)
+    # Drawn among all answers, so that both extractions, which locate others, share the draw.
+    weight = entity_draws(answers.groups, 1, seed)[:, answers.usable]
     if arm in POSITION_OF:
         scored = nested(found.at(POSITION_OF[arm]), found.y, found.groups, PROBES, seed=seed)
         yield Measured("auc", float(pairs_auc(found.y, scored.score, scored.fold, weight)))
