@@ -109,6 +109,13 @@ AREAS: tuple[Area, ...] = (
         "zeitgeist.studies.compression:STUDY",
     ),
     Area("inspection", "Inspection", "what a model knows, where, and how"),
+    Area("optimizers", "Optimizers", "steepest descent under a norm you name"),
+    Area("continual", "Continual learning", "learn the next task without losing the last"),
+    Area(
+        "alignment",
+        "Alignment",
+        "what a model should say, from demonstrations, rewards and preferences",
+    ),
 )
 
 SYSTEMS: tuple[System, ...] = (
@@ -415,6 +422,99 @@ print(verify(model, pairs, ["embed->a0.h1.v", "a0.h1->logits"]).text())
             },
             "discovery": {"steps": 5},
         },
+    ),
+    System(
+        slug="steepest-descent",
+        title="Old Optimizer, New Norm: An Anthology",
+        authors="Bernstein, Newhouse",
+        arxiv="2409.20325",
+        sections=("Theory",),
+        area="optimizers",
+        purpose="train with the norm each layer's role asks for; see updates under every norm",
+        door="zeitgeist.optimizers.steepest:Steepest",
+        command="norms",
+        example="zeitgeist norms BASE TUNED --norms spectral,rms_spectral -o norms.png",
+        configs={"steepest": "zeitgeist.optimizers.options:SteepestOptions"},
+        page="docs/steepest-descent.md",
+        study="zeitgeist.studies.steepest_descent:STUDY",
+        python="""\
+from zeitgeist.optimizers.steepest import Steepest
+
+optimizer = Steepest(model, lr=0.02)
+print(optimizer.explain())
+""",
+        limits=(
+            "Rates do not carry over from AdamW: sweep, or take scale='match_adamw'.",
+            "Sharded parameters (FSDP, DTensor) are not gathered: one device holds each matrix.",
+        ),
+        published={"steepest": {"lr": 0.02, "momentum": 0.95, "nesterov": True}},
+    ),
+    System(
+        slug="gradient-restriction",
+        title=(
+            "Fine-Grained Gradient Restriction: A Simple Approach for Mitigating Catastrophic "
+            "Forgetting"
+        ),
+        authors="Liu, Ye, Stone, Liu",
+        arxiv="2410.00868",
+        sections=("Featured", "Catastrophic Forgetting"),
+        area="continual",
+        purpose="learn a new task with gradients that may not raise the loss on stored old samples",
+        door="zeitgeist.continual.gradient_restriction:GradientRestriction",
+        command="continual run",
+        example="zeitgeist continual run MODEL first.jsonl second.jsonl -o learned",
+        configs={
+            "gradient_restriction": "zeitgeist.continual.gradient_restriction:RestrictionOptions",
+        },
+        page="docs/gradient-restriction.md",
+        study="zeitgeist.studies.gradient_restriction:STUDY",
+        python="""\
+from zeitgeist.continual.gradient_restriction import GradientRestriction
+
+guard = GradientRestriction(model, loss)  # loss(model, samples) -> mean loss
+for task in tasks:
+    for batch in task:
+        optimizer.zero_grad()
+        loss(model, batch).backward()
+        guard.restrict()
+        optimizer.step()
+        guard.remember(batch)
+    guard.end_task()
+""",
+        limits=(
+            "The guarantee is to first order, on stored samples and for SGD; AdamW has none.",
+            "Every step takes a gradient of every stored group: cost grows with the tasks.",
+            "Not meant for one head whose classes arrive over time.",
+        ),
+        published={"gradient_restriction": {"memory": 256, "data_groups": 1, "strength": 0.0}},
+    ),
+    System(
+        slug="self-generated-tokens",
+        title="Bridging the Training-Inference Gap in LLMs by Leveraging Self-Generated Tokens",
+        authors="Cen, Liu, Zeng, Chaudhari, Rangwala, Karypis, Fakoor",
+        arxiv="2410.14655",
+        sections=("Featured", "LLMs"),
+        area="alignment",
+        purpose="fine-tune on demonstrations so that a model holds up on its own prefixes",
+        door="zeitgeist.alignment.self_generated:train",
+        command="selfgen train",
+        example="zeitgeist selfgen train MODEL demonstrations.jsonl --rounds 3 -o tuned",
+        configs={
+            "self_generated": "zeitgeist.alignment.self_generated_options:SelfGeneratedOptions"
+        },
+        page="docs/self-generated-tokens.md",
+        study="zeitgeist.studies.self_generated_tokens:STUDY",
+        python="""\
+from zeitgeist.alignment.self_generated import train
+
+report = train("MODEL", "demonstrations.jsonl", "tuned", held_out="held-out.jsonl")
+print(report.before.gap, report.after.gap)
+""",
+        limits=(
+            "Where each token depends on the one before, mixed contexts teach a contradiction.",
+            "The paper's body was not at hand: what is marked (spec) is this library's reading.",
+            "Where many answers are right, keep the gold share at 0.8 or above.",
+        ),
     ),
 )
 

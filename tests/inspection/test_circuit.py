@@ -344,3 +344,17 @@ def test_shapes_of_other_kinds(small):
     options = CircuitOptions(draws=6, permutations=20, ablation="mean")
     report = check(small, pairs_of(), circuit, "squared", options)
     assert len(report.tests) == 6 and report.total == small.graph.edge_count
+
+
+def test_pictures_show_heads_that_share_keys():
+    from zeitgeist.inspection.circuit_charts import circuit_chart
+
+    graph = {"layers": 2, "heads": 4, "kv_heads": 2, "mlp": True, "inputs": ["embed"]}
+    edges = ["embed->a0.h1.k", "a0.h2->logits", "a0.h3->m1", "m1->logits", "embed->a1.h0.v"]
+    spec = circuit_chart(graph, edges, {edges[0]: 2.0}).spec
+    lines, nodes = (spec["datasets"][layer["data"]["name"]] for layer in spec["layer"][:2])
+    assert {node["node"] for node in nodes} == {
+        "embed", "a0.h2", "a0.h3", "m1", "logits", "a1.h0",
+    }  # fmt: skip
+    assert len(lines) == 6  # the shared key leads to two heads
+    assert max(lines, key=lambda line: line["width"])["edge"] == edges[0]

@@ -147,7 +147,7 @@ def test_intervals_are_over_texts_where_there_are_several():
     alone = paired_interval(change, [0, 0, 0, 0], seed=0)
     assert 1.0 <= alone[0] < alone[1] <= 3.0
     assert alone == paired_interval(change, [0, 0, 0, 0], seed=0)
-    assert paired_interval(change[:1], [0], seed=0) == (1.0, 1.0)
+    assert paired_interval(change[:1], [0], seed=0) == (None, None)
 
 
 def test_parts_are_named_as_they_are_printed():
@@ -186,3 +186,35 @@ def test_without_a_sink_nothing_can_be_moved_there(build_model, letters, texts):
         build_model(), letters, {"a": texts["code"]}, ["0.1"], "zero", options, progress=False
     )
     assert row.peak is None and row.sink_mass == (0.0, 0.0)
+
+
+def test_windows_without_a_sink_do_not_count_as_ones_that_lose_nothing(
+    build_model, letters, monkeypatch
+):
+    from zeitgeist.inspection import heads_ablate
+
+    texts = {"a": ["the cat sat on the mat and slept " * 3]}
+    options = HeadsOptions(length=24, windows=4, sink_queries=4, sink_mass=0.05, sink_share=0.1)
+    (whole,) = ablate(build_model(), letters, texts, ["0.1"], "to-sink", options, progress=False)
+    found = heads_ablate.find_sinks
+
+    def blind_to_the_first(*given, **named):
+        sinks = found(*given, **named)
+        sinks[0] = False
+        return sinks
+
+    monkeypatch.setattr(heads_ablate, "find_sinks", blind_to_the_first)
+    (some,) = ablate(build_model(), letters, texts, ["0.1"], "to-sink", options, progress=False)
+    assert (whole.windows, some.windows) == (4, 3)
+    monkeypatch.undo()
+    (zero,) = ablate(build_model(), letters, texts, ["0.1"], "zero", options, progress=False)
+    assert zero.windows == 4 and zero.low is not None
+
+
+def test_one_window_gives_no_interval(build_model, letters):
+    options = HeadsOptions(length=24, windows=1, sink_queries=4)
+    (row,) = ablate(
+        build_model(), letters, {"a": "the cat sat on the mat " * 3}, ["0.1"], "zero", options,
+        progress=False,
+    )  # fmt: skip
+    assert (row.windows, row.low, row.high) == (1, None, None)

@@ -150,3 +150,9 @@ def test_moving_keeps_rows_whole_and_other_heads():
 def test_thresholds_belong_to_their_class():
     assert classify(0.7, active=0.3, dormant=0.7) == "dormant"
     assert classify(0.3, active=0.3, dormant=0.7) == "active"
+
+
+def test_weights_that_half_precision_loses_cost_no_more_than_its_own_range():
+    p = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1e-8, 0.0], [1.0, 1e-8, 1e-8]])[None, None]
+    full, half = relative_logits(p)[0, 0], relative_logits(p.half())[0, 0]
+    assert (full - half).abs().max() < 4.0  # twice the log of 6e-8 over 1e-8

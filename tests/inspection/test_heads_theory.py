@@ -37,10 +37,12 @@ def test_the_gradient_is_that_of_the_loss(problem):
 def test_the_logit_grows_as_half_the_logarithm(problem):
     pi, log_p, _, _, others, total = problem
     for constant in (0.0, 3.0):
-        log_t, alpha = alpha_flow(pi, log_p, constant + 0 * pi, others, total, until=40.0)
-        late = log_t > 30
+        log_t, alpha = alpha_flow(
+            pi, log_p, constant + 0 * pi, others, total, until=24.0, step=0.02
+        )
+        late = log_t > 16
         slopes = (alpha[late][-1] - alpha[late][0]) / (log_t[late][-1] - log_t[late][0])
-        assert (slopes - 0.5).abs().max() < 1e-3
+        assert (slopes - 0.5).abs().max() < 5e-3
         assert (alpha[1:] >= alpha[:-1]).all() or constant
 
 
@@ -54,9 +56,9 @@ def test_the_best_value_is_where_the_flow_of_beta_ends(problem):
     pi, log_p, alpha, _, others, total = problem
     best = best_beta(pi, log_p, alpha, others, total)
     beta = torch.zeros_like(pi, requires_grad=True)
-    for _ in range(20_000):
+    for _ in range(3_000):
         (slope,) = torch.autograd.grad(simplified_loss(pi, log_p, alpha, beta, others, total), beta)
-        beta = (beta - 20.0 * slope).detach().requires_grad_()
+        beta = (beta - 100.0 * slope).detach().requires_grad_()
     assert torch.allclose(beta.detach() - beta.detach().mean(), best, atol=1e-6)
 
 

@@ -1,15 +1,19 @@
 """The door: every kind of questions, and refusals before anything is asked."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from zeitgeist.errors import InputInvalid
 from zeitgeist.inspection.answers import AnswerOptions, generate_answers
+from zeitgeist.inspection.probe_evaluation import nested
+from zeitgeist.inspection.probes import ProbeOptions
 from zeitgeist.inspection.questions import read_questions
 from zeitgeist.inspection.truth import find_truth
 from zeitgeist.inspection.truth_files import load_probe
-from zeitgeist.inspection.truth_report import evaluate_answers
+from zeitgeist.inspection.truth_report import evaluate_answers, probed_set, score_samples
 
 ASKING = AnswerOptions(
     positions=("question_last", "exact_last", "minus_1"), p_true=False, batch_size=32
@@ -57,6 +61,30 @@ def test_the_door_is_its_parts_and_keeps_a_probe_that_tells_cats_from_dogs(opene
     states = answers.at("exact_last")[:, found.probe.layer]
     p = load_probe(tmp_path / "probe").score(states)
     assert (p > 0.5).tolist() == answers.correct.tolist()
+
+
+def test_a_sample_is_scored_by_probes_that_never_saw_its_entity(opened):
+    """The greedy answers as their own samples: what cross-validation says of them, out of fold."""
+    answers = generate_answers(*opened, read_questions(records()), ASKING, progress=False)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        noisy = replace(answers, features=torch.randn_like(answers.features.float()))
+    wanted = nested(
+        noisy.at("exact_last")[:, :, None], noisy.correct, noisy.groups, ProbeOptions(), seed=3
+    )
+    got = score_samples(noisy, noisy, seed=3)
+    torch.testing.assert_close(got, wanted.score.double())
+    lost = replace(noisy.rows[5], span=None, status="no exact answer")
+    some = replace(noisy, rows=(*noisy.rows[:5], lost, *noisy.rows[6:]))
+    assert score_samples(noisy, some, seed=3)[5] == -torch.inf
+    with pytest.raises(InputInvalid, match="take both from one model"):
+        score_samples(noisy, replace(noisy, site="mlp_out"))
+
+
+def test_controls_are_no_scores_that_a_probe_must_beat_elsewhere(opened):
+    answers = generate_answers(*opened, read_questions(records()), ASKING, progress=False)
+    assert {"length", "span_length"} <= answers.scores.keys()
+    assert not {"length", "span_length"} & probed_set(answers).scores.keys()
 
 
 def test_what_is_no_set_no_file_and_no_rule_is_told_before_the_model_is_asked(tmp_path):

@@ -81,7 +81,7 @@ def test_lines_are_fitted():
 
 
 def test_what_is_left_of_a_peak_is_counted_from_none():
-    row = Ablated("mlp:0", "zero", "prose", 1.0, 0.0, 0.0, 0.0, (0.0, 0.0), (11.0, 0.5))
+    row = Ablated("mlp:0", "zero", "prose", 4, 1.0, 0.0, 0.0, 0.0, (0.0, 0.0), (11.0, 0.5))
     assert language.left(row) == 0.0
     assert language.left(replace(row, peak=(11.0, 21.0))) == 2.0
     assert math.isnan(language.left(replace(row, peak=None)))

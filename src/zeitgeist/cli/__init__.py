@@ -7,14 +7,17 @@ from cyclopts import App, CycloptsError, Parameter
 
 import zeitgeist
 from zeitgeist.cli import (
+    continual,
     drop,
     inspect,
     limits,
     linearize,
     merge,
     models,
+    norms,
     report,
     reproduce,
+    selfgen,
     systems,
 )
 from zeitgeist.errors import ZeitgeistError
@@ -34,7 +37,10 @@ app.command(merge.app)
 app.command(drop.app)
 app.command(linearize.app)
 app.command(limits.app)
+app.command(continual.app)
 app.command(inspect.app)
+app.command(norms.norms)
+app.command(selfgen.app)
 app.command(reproduce.reproduce)
 app.command(report.report)
 

@@ -3,16 +3,12 @@
 from dataclasses import asdict
 from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
+from zeitgeist.cli.heads_tables import tell_ablated, tell_scan, tell_toy
 from zeitgeist.cli.pictures import check_picture, write_picture
-
-if TYPE_CHECKING:
-    from zeitgeist.inspection.heads import HeadsReport
-    from zeitgeist.inspection.heads_ablate import Ablated
-    from zeitgeist.inspection.heads_toy import ToyRun
 
 app = App(
     name="heads",
@@ -101,7 +97,7 @@ def scan(
     if json:
         print(dumps(report.told(), indent=2))
     else:
-        _tell(report, rows)
+        tell_scan(report, rows)
     if picture is not None:
         from zeitgeist.inspection import heads_charts
 
@@ -169,7 +165,7 @@ def ablate(
     if json:
         print(dumps([asdict(row) for row in found], indent=2))
     else:
-        _tell_ablated(found)
+        tell_ablated(found)
 
 
 @app.command(name="map")
@@ -339,7 +335,7 @@ def toy(
     if json:
         print(dumps([asdict(record) for record in run.records], indent=2))
     else:
-        _tell_toy(run)
+        tell_toy(run)
     if picture is not None:
         from zeitgeist.inspection.heads_charts import toy_chart
 
@@ -405,90 +401,3 @@ def _check_output(output: Path | None, overwrite: bool) -> None:
         from zeitgeist.checkpoints import check_output
 
         check_output(output, overwrite=overwrite, replaces=("heads.json",))
-
-
-def _tell(report: "HeadsReport", rows: int) -> None:
-    for domain in report.domains:
-        heads = [row for row in report.heads if row.domain == domain]
-        kinds = {
-            kind: sum(row.kind == kind for row in heads) for kind in ("dormant", "mixed", "active")
-        }
-        mean = sum(row.sink_mass for row in heads) / len(heads)
-        told = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-        print(f"{domain}: {len(heads)} heads, {told}; mean sink mass {mean:.2f}")
-        for sink in [sink for sink in report.sinks if sink.domain == domain][:5]:
-            tokens = " ".join(map(repr, sink.tokens))
-            print(f"  sink at {sink.position} in {sink.share:.0%} of windows: {tokens}")
-        peaks = [row for row in report.peaks if row.domain == domain and row.sink is not None]
-        if peaks:
-            top = max(peaks, key=lambda row: (row.sink or 0.0) / row.median)
-            print(
-                f"  peak behind layer {top.layer}: {top.sink:,.0f}, elsewhere at most "
-                f"{top.largest:,.0f}, median {top.median:,.0f}"
-            )
-        for each in [each for each in report.massive if each.domain == domain][:5]:
-            print(
-                f"  massive coordinate {each.coordinate}, layers {each.first} to {each.last}: "
-                f"{each.value:,.0f} behind layer {each.largest}"
-            )
-    if rows < 1:
-        return
-    one, other = report.domains[0], report.domains[-1]
-    if one == other:
-        shown = sorted(report.heads, key=lambda row: -row.sink_mass)[:rows]
-        pairs = [(row.layer, row.head) for row in shown]
-    else:
-        print(f"\nheads that differ most in sink mass, {one} less {other}")
-        pairs = [(layer, head) for layer, head, _, _ in report.gaps(one, other)[:rows]]
-    print(f"{'head':>7s}  {'domain':12s} {'sink':>5s} {'+-':>5s} {'logit':>6s} {'value':>6s} "
-          f"{'output':>6s} {'row':>5s} {'column':>6s}  class")  # fmt: skip
-    for layer, head in pairs:
-        for domain in dict.fromkeys((one, other)):
-            row = report.row(layer, head, domain)
-            name = f"{layer}.{head}"
-            print(
-                f"{name:>7s}  {domain:12s} {row.sink_mass:5.2f} {row.error:5.2f} "
-                f"{_known(row.sink_logit, 1)} {_known(row.value_ratio, 2)} "
-                f"{row.output_ratio:6.2f} {row.row_entropy:5.2f} {row.column_entropy:6.2f}  "
-                f"{row.kind}"
-            )
-    print(
-        "sink: attention on sinks; logit: theirs less the others'; value: norm there / elsewhere;\n"
-        "output: norm / the layer's mean; row, column: entropies, 1 is even"
-    )
-
-
-def _known(value: float | None, digits: int) -> str:
-    return "     -" if value is None else f"{value:6.{digits}f}"
-
-
-def _tell_ablated(rows: "list[Ablated]") -> None:
-    print(f"{'without':20s} {'how':8s} {'domain':12s} {'loss':>7s} {'change (95 %)':>28s} "
-          f"{'sink mass':>14s} {'peak / median':>18s}")  # fmt: skip
-    for row in rows:
-        change = f"{row.change:+.4f} ({row.low:+.4f} to {row.high:+.4f})"
-        mass = f"{row.sink_mass[0]:.3f} -> {row.sink_mass[1]:.3f}"
-        peak = "-" if row.peak is None else f"{row.peak[0]:.1f} -> {row.peak[1]:.1f}"
-        print(f"{row.part:20s} {row.how:8s} {row.domain:12s} {row.loss:7.4f} {change:>28s} "
-              f"{mass:>14s} {peak:>18s}")  # fmt: skip
-
-
-def _tell_toy(run: "ToyRun") -> None:
-    print(f"triggers: {' '.join(repr(run.table.characters[i]) for i in run.triggers) or 'none'}")
-    print(
-        f"{'step':>7s} {'copy':>8s} {'excess':>7s} {'layer':>5s} {'idle':>5s} {'trigger':>7s} "
-        f"{'logit':>6s} {'value':>6s}  residual norms, first token / others"
-    )
-    for record in run.records:
-        own = record.layers[record.copying_layer]
-        value = (own.value_first or 0.0) / (own.value_others or 1.0)
-        norms = "  ".join(f"{x.stream_first:.1f}/{x.stream_others:.1f}" for x in record.layers)
-        print(
-            f"{record.step:7d} {record.copy_loss or 0.0:8.4f} {record.bigram_excess or 0.0:7.3f} "
-            f"{record.copying_layer:5d} {own.sink_idle or 0.0:5.2f} "
-            f"{own.sink_trigger or 0.0:7.2f} {own.sink_logit or 0.0:6.1f} {value:6.2f}  {norms}"
-        )
-    print(
-        "copy: loss after triggers; excess: loss elsewhere above the best; idle, trigger:\n"
-        "attention on the first token; logit, value: the first token's against the others'"
-    )

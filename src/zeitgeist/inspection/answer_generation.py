@@ -215,14 +215,12 @@ def generate(
             out = run(model, fed[:, None], mask, last_only=True, use_cache=True,
                       past_key_values=out.past_key_values)  # fmt: skip
         states = torch.stack([acts[key] for key in acts.keys()], 2)  # noqa: SIM118 - no mapping
-    return Traced(
-        answers,
-        *(
-            [torch.stack(each, 1)[row, : len(answers[row])].cpu() for row in rows]
-            for each in (raw, sure)
-        ),
-        states,
-    )
+
+    def own(each: list[Tensor]) -> list[Tensor]:
+        together = torch.stack(each, 1).cpu()
+        return [together[row, : len(answers[row])] for row in rows]
+
+    return Traced(answers, own(raw), own(sure), states)
 
 
 @torch.no_grad()

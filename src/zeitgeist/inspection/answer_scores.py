@@ -45,7 +45,7 @@ def token_scores(
     >>> scores["logit_mean"], scores["logit_min_exact"], scores["span_length"]
     (2.0, 3.0, 1.0)
     """
-    found = {}
+    found: dict[str, float] = {}
     for name, values in (("logit", logits), ("logprob", logprobs)):
         exact = values[:0] if span is None else values[span[0] : span[1] + 1]
         for suffix, some in (("", values), ("_exact", exact)):

@@ -1,7 +1,7 @@
 """Pictures of circuits and of what tests say of them."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from zeitgeist.errors import ExtraMissing
@@ -35,17 +35,17 @@ def circuit_chart(
     effects
         Of edges; lines are wide by their square root. None: all alike.
     """
-    places = _places(graph, edges)
+    places, sources = _places(graph, edges), {edge.partition(ARROW)[0] for edge in edges}
     largest = max((effects or {}).values(), default=0.0) or 1.0
     lines = []
     for name in edges:
-        first, into = name.partition(ARROW)[0], _node(name)
         weight = (effects or {}).get(name, largest if effects is None else 0.0)
-        (x1, y1, _), (x2, y2, _) = places[first], places[into]
-        lines.append(
-            {"edge": name, "x": x1, "y": y1, "x2": x2, "y2": y2,
-             "width": 0.4 + 3.0 * (max(weight, 0.0) / largest) ** 0.5, "effect": weight}
-        )  # fmt: skip
+        x1, y1, _ = places[name.partition(ARROW)[0]]
+        for into in _into(graph, name, sources):
+            x2, y2, _ = places[into]
+            width = 0.4 + 3.0 * (max(weight, 0.0) / largest) ** 0.5
+            line = {"edge": name, "effect": weight, "width": width}
+            lines.append({**line, "x": x1, "y": y1, "x2": x2, "y2": y2})
     nodes = [{"node": name, "x": x, "y": y, "kind": kind} for name, (x, y, kind) in places.items()]
     kinds = [kind for kind in KINDS if any(node["kind"] == kind for node in nodes)]
     height = max(180, min(640, 26 * (2 * int(graph["layers"]) + 2)))
@@ -95,7 +95,8 @@ def circuit_chart(
 
 def _places(graph: Mapping[str, Any], edges: Sequence[str]) -> dict[str, tuple[float, float, str]]:
     """By node of the circuit: across, up, and what it is."""
-    names = {part for edge in edges for part in (edge.partition(ARROW)[0], _node(edge))}
+    sources = {edge.partition(ARROW)[0] for edge in edges}
+    names = sources | {into for edge in edges for into in _into(graph, edge, sources)}
     heads, inputs, found = int(graph["heads"]), list(graph["inputs"]), {}
     for name in sorted(names):
         if name in inputs:
@@ -111,8 +112,16 @@ def _places(graph: Mapping[str, Any], edges: Sequence[str]) -> dict[str, tuple[f
     return found
 
 
-def _node(edge: str) -> str:
-    return re.sub(r"\.[qkv]$", "", edge.partition(ARROW)[2])
+def _into(graph: Mapping[str, Any], edge: str, sources: Set[str]) -> list[str]:
+    """The nodes that an edge leads to: with query groups all heads of the circuit that share it."""
+    last = edge.partition(ARROW)[2]
+    parts = re.fullmatch(r"(a\d+)\.h(\d+)\.([qkv])", last)
+    if parts is None:
+        return [last]
+    layer, head, port = parts[1], int(parts[2]), parts[3]
+    group = 1 if port == "q" else int(graph["heads"]) // int(graph["kv_heads"])
+    names = [f"{layer}.h{each}" for each in range(head * group, (head + 1) * group)]
+    return [name for name in names if name in sources] or names[:1]
 
 
 def effects_chart(record: TestRecord) -> Figure:

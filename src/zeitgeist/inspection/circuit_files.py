@@ -11,6 +11,10 @@ from torch import Tensor
 from zeitgeist.errors import InputInvalid, did_you_mean
 from zeitgeist.inspection.circuit_tasks import NONE, Pairs
 
+KEYS = ("clean", "corrupted", "answers", "wrong", "positions")
+LARGEST = 2**31
+"""No vocabulary has as many tokens."""
+
 
 def read_pairs(path: Path, tokenizer: Any) -> Pairs:
     """Pairs from a file: a line of JSON each, with texts or with tokens.
@@ -33,17 +37,18 @@ def read_pairs(path: Path, tokenizer: Any) -> Pairs:
         tokens than its input, or an answer is not a single token.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # as JSON has other line ends inside
     except (OSError, UnicodeDecodeError) as error:
         raise InputInvalid(f"cannot be read: {error}", origin=path, mend="give UTF-8") from error
-    rows = [_row(line, f"{path}:{i}", tokenizer) for i, line in enumerate(lines, 1) if line.strip()]
+    numbers = [i for i, line in enumerate(lines, 1) if line.strip()]
+    rows = [_row(lines[i - 1], f"{path}:{i}", tokenizer) for i in numbers]
     if not rows:
         raise InputInvalid("there is no pair", origin=path, mend="give one per line")
     has = {key: [bool(row[key]) for row in rows] for key in ("corrupted", "answers", "wrong")}
     for key, told in has.items():
         if any(told) and not all(told):
             raise InputInvalid(
-                f"line {1 + told.index(False)} has no {key!r} and others have",
+                f"line {numbers[told.index(False)]} has no {key!r} and others have",
                 origin=path,
                 mend="give it in every line or in none",
             )
@@ -72,15 +77,15 @@ def read_pairs(path: Path, tokenizer: Any) -> Pairs:
 def _row(line: str, origin: str, tokenizer: Any) -> dict[str, list[int]]:
     try:
         told = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputInvalid(f"no JSON: {error}", origin=origin, mend="one object a line") from error
     if not isinstance(told, dict) or "clean" not in told:
         raise InputInvalid('there is no "clean"', origin=origin, mend="give text or tokens")
-    if unknown := told.keys() - {"clean", "corrupted", "answers", "wrong", "positions"}:
+    if unknown := told.keys() - set(KEYS):
         raise InputInvalid(
             f"{min(unknown)!r} is not known here",
             origin=origin,
-            mend=did_you_mean(min(unknown), ["clean", "corrupted", "answers", "wrong"]),
+            mend=did_you_mean(min(unknown), KEYS),
         )
     row = {
         key: _tokens(told.get(key, []), key, origin, tokenizer) for key in ("clean", "corrupted")
@@ -112,7 +117,7 @@ def _row(line: str, origin: str, tokenizer: Any) -> dict[str, list[int]]:
     if (
         not isinstance(places, list)
         or not places
-        or not all(isinstance(p, int) and -length <= p < length for p in places)
+        or not all(type(p) is int and -length <= p < length for p in places)
     ):
         raise InputInvalid(
             f"positions {places!r} are not all in {length} tokens", origin=origin, mend="from 0"
@@ -130,10 +135,8 @@ def _tokens(told: object, key: str, origin: str, tokenizer: Any) -> list[int]:
                 mend="give tokens",
             )
         return list(tokenizer(told, add_special_tokens=False)["input_ids"])
-    if isinstance(told, int) and not isinstance(told, bool):
+    if type(told) is int:
         told = [told]
-    if isinstance(told, Sequence) and all(
-        isinstance(x, int) and not isinstance(x, bool) and x >= 0 for x in told
-    ):
+    if isinstance(told, Sequence) and all(type(x) is int and 0 <= x < LARGEST for x in told):
         return [int(x) for x in told]
     raise InputInvalid(f"{key!r} is {told!r}", origin=origin, mend="give text or tokens")

@@ -45,9 +45,13 @@ def open_for_circuits(reference: str) -> tuple[Any, Any]:
         model = AutoModelForCausalLM.from_pretrained(
             place, dtype=torch.float32, local_files_only=True
         )
-    except ValueError as error:
+    except (OSError, ValueError) as error:
+        first = str(error).splitlines()[0]
         raise InputInvalid(
-            f"this is no causal language model: {error}", origin=place, mend="give one"
+            f"this is no causal language model: {first}", origin=place, mend="give one"
         ) from error
-    tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True)
+    except (OSError, ValueError):
+        tokenizer = None  # pairs may hold tokens
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer

@@ -193,12 +193,17 @@ def head_patterns(
     windows = domain_windows(tokenizer, domains, length=length, count=1, bos=bos)
     decode = getattr(tokenizer, "decode", str)
     found = {}
-    for name, each in windows.items():
-        reduce: dict[Key, Reduction] = {"pattern": lambda pattern: pattern[:, head]}
-        with capture(model, "pattern", layers=[layer], reduce=reduce) as acts:
-            run_inside(model, each.ids)
-        tokens = [str(decode([token])) for token in each.ids[0].tolist()]
-        found[name] = (tokens, acts["pattern", layer][0].float().cpu())
+    was_training = model.training
+    model.eval()
+    try:
+        for name, each in windows.items():
+            reduce: dict[Key, Reduction] = {"pattern": lambda pattern: pattern[:, head]}
+            with capture(model, "pattern", layers=[layer], reduce=reduce) as acts:
+                run_inside(model, each.ids)
+            tokens = [str(decode([token])) for token in each.ids[0].tolist()]
+            found[name] = (tokens, acts["pattern", layer][0].float().cpu())
+    finally:
+        model.train(was_training)
     return found
 
 

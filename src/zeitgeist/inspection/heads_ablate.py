@@ -21,7 +21,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
@@ -81,19 +81,21 @@ class Part:
 class Ablated:
     """What one ablation did on one domain.
 
-    ``change`` is the mean rise of the loss (nats per token) with its 95 % interval, ``sink_mass``
-    the mean over all heads, and ``peak`` the norm of the residual stream at sinks over its median,
-    where that is largest over layers; both before and after, at the sinks of the whole model
-    (None: it has none here).
+    ``change`` is the mean rise of the loss (nats per token) over ``windows``, which for ``to-sink``
+    are those that have a sink, with its 95 % interval (None: one window gives none). ``sink_mass``
+    is the mean over all heads, and ``peak`` the norm of the residual stream at sinks over its
+    median, where that is largest over layers; both before and after, at the sinks of the whole
+    model (None: it has none here).
     """
 
     part: str
     how: str
     domain: str
+    windows: int
     loss: float
     change: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     sink_mass: tuple[float, float]
     peak: tuple[float, float] | None
 
@@ -142,8 +144,8 @@ def ablate(
     Raises
     ------
     InputInvalid
-        No part, one that the model does not have, an MLP that is to attend to a sink, or texts as
-        in `scan`.
+        No part, one that the model does not have, an MLP that is to attend to a sink, a
+        domain without a sink to attend to, or texts as in `scan`.
 
     Examples
     --------
@@ -172,15 +174,17 @@ def ablate(
             bench = _Bench(model, windows, chosen, bar.update)
             means = bench.means(wanted) if how == "mean" else {}
             whole = {name: bench.measured(name) for name in windows}
-            if how == "to-sink" and not any(bool(x.any()) for x in bench.sinks.values()):
-                raise InputInvalid(
-                    "no window has a sink to move attention to", mend="take the parts out with zero"
-                )
+            if how == "to-sink":
+                _check_sinks(bench.sinks)
             rows = []
             for group in groups:
                 for name in windows:
                     after = bench.measured(name, group, how, means)
-                    rows.append(_row(group, how, name, whole[name], after, windows[name], seed))
+                    moved = bench.strongest[name] >= 0
+                    kept = moved if how == "to-sink" else torch.ones_like(moved)
+                    rows.append(
+                        _row(group, how, name, whole[name], after, kept, windows[name], seed)
+                    )
     finally:
         model.train(was_training)
     return rows
@@ -297,8 +301,8 @@ def next_token_losses(
 
 def paired_interval(
     change: Float[np.ndarray, " b"], units: Sequence[int], *, seed: int
-) -> tuple[float, float]:
-    """95 % percentiles of the mean when units (texts) are drawn again.
+) -> tuple[float, float] | tuple[None, None]:
+    """95 % percentiles of the mean when units (texts) are drawn again; None: there is one number.
 
     Parameters
     ----------
@@ -314,6 +318,8 @@ def paired_interval(
     >>> paired_interval(np.array([1.0, 1.0, 1.0]), [0, 0, 1], seed=0)
     (1.0, 1.0)
     """
+    if len(change) < 2:
+        return None, None
     names = sorted(set(units))
     own = np.asarray(units) if len(names) > 1 else np.arange(len(change))
     kinds = np.unique(own)
@@ -384,22 +390,35 @@ def _row(
     domain: str,
     before: _Measured,
     after: _Measured,
+    kept: Bool[Tensor, " b"],
     windows: Windows,
     seed: int,
 ) -> Ablated:
-    change = (after.losses - before.losses).double().numpy()
-    low, high = paired_interval(change, windows.texts, seed=seed)
+    change = (after.losses - before.losses)[kept].double().numpy()
+    texts = [text for text, chosen in zip(windows.texts, kept.tolist(), strict=True) if chosen]
+    low, high = paired_interval(change, texts, seed=seed)
     return Ablated(
         " ".join(map(str, parts)),
         how,
         domain,
-        float(after.losses.mean()),
+        len(change),
+        float(after.losses[kept].mean()),
         float(change.mean()),
         low,
         high,
         (before.sink_mass, after.sink_mass),
         None if before.peak is None or after.peak is None else (before.peak, after.peak),
     )
+
+
+def _check_sinks(sinks: Mapping[str, Tensor]) -> None:
+    for name, found in sinks.items():
+        if not bool(found.any()):
+            raise InputInvalid(
+                "no window has a sink to move attention to",
+                origin=f"domain {name!r}",
+                mend="take the parts out with zero, or lower what counts as a sink",
+            )
 
 
 def _check(model: Any, parts: Sequence[Part], how: str) -> None:

@@ -119,8 +119,15 @@ def stream_chart(report: HeadsReport) -> Figure:
         alt.Chart(alt.InlineData(values=points), width=420, height=180)
         .mark_line(point=True)
         .encode(
-            x=alt.X("layer:Q", title="behind layer (-1: before the first)"),
-            y=alt.Y("norm:Q", title="residual norm", scale=alt.Scale(type="log")),
+            x=alt.X(
+                "layer:Q", title="behind layer (-1: before the first)", scale=alt.Scale(nice=False)
+            ),
+            y=alt.Y(
+                "norm:Q",
+                title="residual norm",
+                scale=alt.Scale(type="log"),
+                axis=alt.Axis(tickCount=5),
+            ),
             color=_colour("token", tokens),
             strokeDash=alt.StrokeDash("token:N", title=None, scale=alt.Scale(domain=tokens)),
             row=alt.Row("domain:N", title=None),

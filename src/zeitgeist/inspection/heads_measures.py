@@ -54,8 +54,10 @@ def relative_logits(pattern: Float[Tensor, "b h n n"]) -> Float[Tensor, "b h n"]
     >>> round(float(relative_logits(p)[0, 0, 0]), 4) == round(math.log(4), 4)
     True
     """
-    wide = pattern.float()
-    logs = wide.clamp_min(torch.finfo(torch.float32).tiny).log().tril()
+    kind = torch.finfo(pattern.dtype)
+    # Half precision goes on below its smallest normal number.
+    least = max(kind.tiny * kind.eps, torch.finfo(torch.float32).tiny)
+    logs = pattern.float().clamp_min(least).log().tril()
     n = logs.shape[-1]
     others = torch.arange(n, device=logs.device).clamp_min(1)[:, None]
     mean = (logs.sum(-1, keepdim=True) - logs) / others

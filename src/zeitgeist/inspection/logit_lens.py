@@ -79,11 +79,16 @@ def logit_lens(model: Any, ids: Int[Tensor, "b t"], *, k: int = 1) -> Lens:
         )
     ids = ids.to(model.device)
     last = depth_of(model, layout_of(model)) - 1
-    with capture(model, ["resid_pre", "resid_post"]) as acts:
-        final = model(ids, use_cache=False).logits.float().log_softmax(-1)
-    streams = [acts["resid_pre", 0], *(acts["resid_post", layer] for layer in range(last + 1))]
-    choice = final.argmax(-1, keepdim=True)
-    rows = [_row(_tail(model, ids, x, last), final, choice, k) for x in streams]
+    was_training = model.training
+    model.eval()
+    try:
+        with capture(model, ["resid_pre", "resid_post"]) as acts:
+            final = model(ids, use_cache=False).logits.float().log_softmax(-1)
+        streams = [acts["resid_pre", 0], *(acts["resid_post", layer] for layer in range(last + 1))]
+        choice = final.argmax(-1, keepdim=True)
+        rows = [_row(_tail(model, ids, x, last), final, choice, k) for x in streams]
+    finally:
+        model.train(was_training)
     return Lens(*(torch.stack(part) for part in zip(*rows, strict=True)))
 
 

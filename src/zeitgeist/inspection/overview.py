@@ -110,12 +110,7 @@ def overview(
     ids = tokenizer(sentence)["input_ids"]
     if not len(ids):
         raise InputInvalid(f"the sentence {sentence!r} has no tokens", mend="give some words")
-    was_training = model.training
-    model.eval()
-    try:
-        lens = logit_lens(model, torch.tensor([ids]))
-    finally:
-        model.train(was_training)
+    lens = logit_lens(model, torch.tensor([ids]))
     heads = scan(
         model,
         tokenizer,

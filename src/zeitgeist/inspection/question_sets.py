@@ -169,7 +169,7 @@ SETS: Mapping[str, Callable[[bool], tuple[Question, ...]]] = {
         read_countries(facts_file("countries", progress=progress))
     ),
     "elements": lambda progress: elements(read_elements(facts_file("elements", progress=progress))),
-    "sums-1": lambda _: sums(0, 9),
+    "sums-1": lambda _: sums(1, 9),
     "sums-2": lambda _: sums(10, 99),
     "coreference": lambda _: coreference(),
 }
@@ -202,7 +202,7 @@ def question_set(
     Examples
     --------
     >>> question_set("sums-1", count=1)[0].question
-    'What is 8 + 5? Answer with a number.'
+    'What is 8 + 6? Answer with a number.'
     """
     if name not in SETS:
         raise InputInvalid(f"there is no question set {name!r}", mend=did_you_mean(name, SETS))

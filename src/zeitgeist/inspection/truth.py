@@ -95,8 +95,10 @@ def find_truth(
     zeitgeist.errors.InputInvalid: there is no question set 'capitols'; did you mean 'capitals'?
     """
     rule = extractor_of(extraction)
-    named = isinstance(questions, str) and Path(questions).suffix not in (".jsonl", ".csv")
-    asked = question_set(str(questions)) if named else read_questions(questions)
+    if isinstance(questions, str) and Path(questions).suffix not in (".jsonl", ".csv"):
+        asked = question_set(questions)
+    else:
+        asked = read_questions(questions)
     answers = generate_answers(model, tokenizer, asked, asking, extractor=rule, progress=progress)
     report = evaluate_answers(
         answers,

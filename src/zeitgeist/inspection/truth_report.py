@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from zeitgeist.errors import InputInvalid, did_you_mean
+from zeitgeist.inspection.answer_scores import CONTROLS
 from zeitgeist.inspection.answers import Answers
 from zeitgeist.inspection.probe_comparison import Compared, compare
 from zeitgeist.inspection.probe_evaluation import (
@@ -197,7 +198,9 @@ def probed_set(
         The position was not kept, or a class has too few rows.
     """
     rows, y, groups = usable_rows(answers, options or ProbeOptions(), of=of)
-    return ProbedSet(answers.at(position)[rows][:, :, None], y, groups, complete(answers, rows))
+    scores = complete(answers, rows)
+    free = {name: score for name, score in scores.items() if name not in CONTROLS}
+    return ProbedSet(answers.at(position)[rows][:, :, None], y, groups, free)
 
 
 def complete(answers: Answers, rows: Tensor) -> dict[str, Tensor]:

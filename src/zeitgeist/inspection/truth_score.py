@@ -6,7 +6,14 @@ from typing import Any
 import torch
 
 from zeitgeist.errors import InputInvalid, did_you_mean
-from zeitgeist.inspection.answer_generation import answer_ids, generate, is_chat, prompt_ids, read
+from zeitgeist.inspection.answer_generation import (
+    answer_ids,
+    check_fits,
+    generate,
+    is_chat,
+    prompt_ids,
+    read,
+)
 from zeitgeist.inspection.answers import places
 from zeitgeist.inspection.exact_answer import (
     Extractor,
@@ -97,15 +104,18 @@ def score_answer(
     Raises
     ------
     InputInvalid
-        The probe is another model's, there is no answer, or it has no exact answer.
+        The probe is another model's, question and answer are longer than its context, there is no
+        answer, or it has no exact answer.
     """
     probe.check_model(fingerprint(model))
     spoken = is_chat(tokenizer) if chat is None else chat
     prompt = [prompt_ids(tokenizer, question, chat=spoken)]
     if answer.strip():
         given = [answer_ids(tokenizer, answer, chat=spoken)]
+        check_fits(model, prompt, len(given[0]), "its answer")
         traced = read(model, tokenizer, prompt, given, site=probe.site, layers=[probe.layer])
     else:
+        check_fits(model, prompt, max_new_tokens, "its answer")
         traced = generate(
             model,
             tokenizer,

@@ -38,8 +38,8 @@ ARMS: Mapping[str, Look] = {
 }
 TOKENS: Mapping[str, Look] = {
     "sink": (VERMILION, "circle", SOLID),
-    "largest": (SKY, "square", LONG),
-    "median": (GREY, "triangle-up", SHORT),
+    "largest elsewhere": (SKY, "square", LONG),
+    "median elsewhere": (GREY, "triangle-up", SHORT),
 }
 KINDS: Mapping[str, Look] = {
     "MLP": (SKY, "square", LONG),
@@ -120,12 +120,14 @@ def forming(evidence: Evidence, layers: int) -> Figure | None:
     layers
         Of the toy.
     """
-    panels, everything = {}, []
+    panels = {}
     for metric, (title, where) in PANELS.items():
         points = _points(evidence, metric, ["arm", "step"], {**where, "layers": layers})
         if points:
-            panels[title] = over_steps(points, title)
-            everything.append(points)
+            each = summary(
+                evidence.rows, metric, ["arm", "step", "seed"], {**where, "layers": layers}
+            )
+            panels[title] = over_steps(points, each, title, log=metric == "stream_at")
     if not panels:
         return None
     number = "three layers" if layers == 3 else "one layer"
@@ -134,31 +136,45 @@ def forming(evidence: Evidence, layers: int) -> Figure | None:
         f"Sink, drain and peak as they form, {number}",
         "Bigram-Backcopy: the copying head is idle except at triggers. Softmax attention sinks and "
         "drains with either optimiser, and its residual stream grows with Adam alone; ReLU "
-        f"attention forms no sink. {how_sure(*everything)}",
+        "attention forms no sink. Faint: each seed; marked: their mean.",
         stacked(panels, width=460, height=130),
     )
 
 
-def over_steps(points: list[dict[str, Any]], title: str) -> Layers:
-    """A line per arm over training steps, with a band for the interval.
+def over_steps(
+    points: list[dict[str, Any]], each: list[dict[str, Any]], title: str, *, log: bool
+) -> Layers:
+    """A line per arm over training steps, and a faint one per seed.
+
+    An interval of five seeds would reach far beyond what any of them did.
 
     Parameters
     ----------
     points
-        With ``arm``, ``title``, ``step``, ``value``, ``low`` and ``high``.
+        With ``arm``, ``title``, ``step`` and ``value``.
+    each
+        With ``arm``, ``step``, ``seed`` and ``value``.
     title
         Of the values.
+    log
+        Draw them on a logarithmic axis.
     """
-    looks = {p["title"]: ARMS[a] for a in ARMS for p in points if p["arm"] == a}
+    titles = {p["arm"]: p["title"] for p in points}
+    looks = {titles[arm]: look for arm, look in ARMS.items() if arm in titles}
     colour, shape, dash = encodings("title", looks, columns=3)
+    scale = alt.Scale(type="log", nice=False) if log else alt.Scale(zero=False)
     x = alt.X("step:Q", title="step")
-    base = alt.Chart(alt.InlineData(values=points)).encode(x=x, color=colour)
-    y = alt.Y("value:Q", title=None, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=4))
+    y = alt.Y("value:Q", title=None, scale=scale, axis=alt.Axis(tickCount=4))
+    base = alt.Chart(alt.InlineData(values=points)).encode(x=x, y=y, color=colour)
+    seeds = [{**p, "title": titles[p["arm"]]} for p in each]
+    faint = alt.Chart(alt.InlineData(values=seeds)).encode(
+        x=x, y=y, color=colour, detail=alt.Detail("seed:N")
+    )
     return alt.layer(
-        base.mark_area(opacity=0.2).encode(y=alt.Y("low:Q", title=None), y2="high:Q"),
-        base.mark_line(strokeWidth=1.5).encode(y=y, strokeDash=dash),
+        faint.mark_line(strokeWidth=0.8, opacity=0.45),
+        base.mark_line(strokeWidth=1.5).encode(strokeDash=dash),
         base.mark_point(filled=True, size=25, opacity=1).encode(
-            y=y, shape=shape, tooltip=tooltips({"title": "arm", "step": "step"}, title, ".3f")
+            shape=shape, tooltip=tooltips({"title": "arm", "step": "step"}, title, ".3f")
         ),
     )
 
@@ -171,9 +187,10 @@ def streams(points: list[dict[str, Any]]) -> alt.TopLevelMixin:
     points
         With ``domain``, ``layer``, ``token``, ``value``, ``low`` and ``high``.
     """
+    words = {"sink": "sink", "largest": "largest elsewhere", "median": "median elsewhere"}
     panels = {}
     for domain in dict.fromkeys(point["domain"] for point in points):
-        own = [p for p in points if p["domain"] == domain]
+        own = [{**p, "token": words[p["token"]]} for p in points if p["domain"] == domain]
         panels[str(domain)] = _lines(own, "token", TOKENS, "residual norm", log=True)
     return stacked(panels, width=460, height=180)
 
@@ -198,7 +215,7 @@ def _lines(
     colour, shape, dash = encodings(field, looks, columns=3)
     scale = alt.Scale(type="log") if log else alt.Scale(zero=True)
     base = alt.Chart(alt.InlineData(values=points)).encode(
-        x=alt.X("layer:Q", title="layer"), color=colour
+        x=alt.X("layer:Q", title="layer", scale=alt.Scale(nice=False)), color=colour
     )
     y = alt.Y("value:Q", title=title, scale=scale, axis=alt.Axis(tickCount=5))
     words = {field: field, "layer": "layer"}

@@ -220,7 +220,7 @@ def left(row: Ablated) -> float:
 
     Examples
     --------
-    >>> left(Ablated("mlp:1", "zero", "prose", 1.0, 0.0, 0.0, 0.0, (0.5, 0.1), (101.0, 11.0)))
+    >>> left(Ablated("mlp:1", "zero", "prose", 4, 1.0, 0.0, 0.0, 0.0, (0.5, 0.1), (101.0, 11.0)))
     0.1
     """
     if row.peak is None or row.peak[0] <= 1:

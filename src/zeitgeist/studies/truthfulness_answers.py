@@ -28,7 +28,8 @@ RECORD, FEATURES = "answers.json", "features.safetensors"
 
 def save_answers(found: Mapping[str, Answers], into: Path) -> None:
     """Write answers, by name, into an empty directory."""
-    record, tensors = {}, {}
+    record: dict[str, Any] = {}
+    tensors: dict[str, torch.Tensor] = {}
     for name, each in found.items():
         record[name] = {
             "rows": [asdict(row) for row in each.rows],

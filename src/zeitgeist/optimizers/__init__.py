@@ -1,0 +1,1 @@
+"""Steepest descent under a norm you name."""

@@ -1,0 +1,66 @@
+"""``zeitgeist continual``: on real files, for people and for programs, and bad input."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from zeitgeist.cli import continual
+from zeitgeist.errors import ZeitgeistError
+
+SHORT = ["--steps", "2", "--batch-size", "2", "--rank", "2", "--memory", "4", "--per-step", "2",
+         "--test", "2", "--warmup-steps", "0"]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("zeitgeist.checkpoints.atomic.sync", lambda _: None)
+    for word in ("cat", "dog"):
+        lines = [json.dumps({"prompt": f"the {word} {i}", "completion": "sat"}) for i in range(6)]
+        (tmp_path / f"{word}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+
+
+def run(capsys, *words):
+    continual.app([str(w) for w in words], exit_on_error=False, result_action="return_value")
+    return capsys.readouterr().out
+
+
+def test_run_prints_draws_and_compares(capsys, tiny_llama, tmp_path):
+    words = ["run", tiny_llama, "cat.jsonl", "dog.jsonl", *SHORT]
+    out = run(capsys, *words, "-o", "one", "--picture", "one.png")
+    assert "BWT" in out and "dog:" in out and out.rstrip().endswith("one")
+    assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
+    told = json.loads(run(capsys, *words, "-o", "two", "--method", "replay", "--json"))
+    assert told["tasks"] == ["cat", "dog"] and len(told["rows"]) == 2
+    assert "ACC" in run(capsys, "compare", "one", "two", "-o", "pareto.svg")
+    assert (tmp_path / "pareto.svg").read_text().startswith("<svg")
+    assert set(json.loads(run(capsys, "compare", "one", "two", "--json"))) == {"one", "two"}
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["run", "MODEL", "-o", "out"], "no tasks"),
+        (["run", "MODEL", "missing.jsonl", "-o", "out"], "cannot be read"),
+        (["run", "MODEL", "cat.jsonl", "-o", "out", "--strength", "-1"], r"strength is -1\.0"),
+        (["run", "MODEL", "cat.jsonl", "-o", "out", "--steps", "0"], "steps is 0"),
+        (["run", "MODEL", "cat.jsonl", "-o", "out", "--test", "6"], "6 are for the test"),
+        (["run", "MODEL", "cat.jsonl", "-o", "out", "--picture", "x.gif"], "x.gif"),
+        (["run", "missing", "cat.jsonl", "-o", "out"], "'missing'"),
+        (["compare"], "no runs"),
+        (["compare", "nothing"], "no finished sequence"),
+    ],
+)
+def test_bad_input_is_told_and_leaves_nothing(words, told, tiny_llama, tmp_path):
+    given = [str(tiny_llama) if word == "MODEL" else word for word in words]
+    with pytest.raises(ZeitgeistError, match=told):
+        continual.app(given, exit_on_error=False, result_action="return_value")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cat.jsonl", "dog.jsonl"]
+
+
+def test_help_imports_no_torch():
+    code = "import sys, zeitgeist.cli.continual; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
