@@ -76,7 +76,8 @@ def test_scores_do_not_depend_on_what_is_scored_beside(base: Base, digits: Digit
         torch.testing.assert_close(alone.nll[0], together.nll[i])
     some = score(base, experts, digits.test, [3, 1])
     assert torch.equal(some.accuracy, together.accuracy[:, [3, 1]])
-    assert torch.equal(some.nll, together.nll[:, [3, 1]])
+    # Another batch may be summed in another order, on some processors.
+    torch.testing.assert_close(some.nll, together.nll[:, [3, 1]], rtol=1e-6, atol=0)
 
 
 def test_parts_are_disjoint_and_labels_follow_the_maps(digits: Digits) -> None:
