@@ -119,3 +119,11 @@ def test_a_type_that_states_say_is_predicted_and_a_rare_one_is_not_tried():
 def test_samples_without_labels_are_refused(answers, correct):
     with pytest.raises(InputInvalid, match="one label for each sample"):
         cluster(answers, correct)
+
+
+def test_a_type_of_few_entities_has_no_area():
+    generator = torch.Generator().manual_seed(0)
+    found = [frozenset(["A" if row % 4 == 0 else "B1"]) for row in range(80)]
+    groups = [str(row % 4) for row in range(80)]  # type A is all about one entity
+    values = predict_types(torch.randn(80, 1, 1, 4, generator=generator), found, groups)
+    assert values["A"] is None

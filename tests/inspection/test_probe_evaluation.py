@@ -157,3 +157,32 @@ def test_one_class_is_refused_everywhere():
     for door in (nested, heat_map):
         with pytest.raises(InputInvalid, match="40 answers are right and 0 wrong"):
             door(x, torch.ones_like(y), groups)
+
+
+def test_shuffled_labels_stay_by_a_half_whatever_the_strength_of_the_penalty():
+    """Steps that do not converge hand over to Newton's."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(120, 1, 1, 64, generator=generator) + 30 * torch.randn(
+        120, 1, 1, 1, generator=generator
+    )
+    y = torch.arange(120) % 2 == 0
+    groups = list(map(str, range(120)))
+    for strength in (0.01, 100.0):
+        found = null_maximum(x, y, groups, ProbeOptions(C=strength), permutations=6)
+        assert bool(((found > 0.2) & (found < 0.8)).all())
+
+
+def test_a_token_that_few_rows_have_is_no_best_cell():
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(200) % 2 == 0
+    x = torch.randn(200, 2, 3, 8, generator=generator)
+    x[:, 1, 0, 0] += 1.5 * y
+    present = torch.ones(200, 3, dtype=torch.bool)
+    present[8:, 2] = False
+    x[:, :, 2] = torch.where(present[:, 2, None, None], y[:, None, None] * 9.0, 0.0)
+    groups = list(map(str, range(200)))
+    found = heat_map(x, y, groups, permutations=10, present=present, progress=False)
+    assert found.best == (1, 0)
+    assert bool(found.auc[:, 2].isnan().all()) and not found.auc[:, :2].isnan().any()
+    assert found.null.max() < 0.75 and found.p < 0.1
+    assert found.rows == (200, 200, 8)

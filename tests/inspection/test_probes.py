@@ -90,7 +90,9 @@ def test_many_labellings_at_once_are_one_after_the_other(weight):
     gram = z @ z.mT
     labels = torch.stack([y.roll(shift) for shift in range(4)])
     cost = row_costs(labels[None].expand(2, -1, -1), options)
-    a, b = solve_many(gram, labels, cost, tolerance=1e-9, max_iterations=500)
+    a, b = solve_many(
+        gram, labels, cost, options=ProbeOptions(), tolerance=1e-9, max_iterations=500
+    )
     for m, each in enumerate(labels):
         ys = each.expand(2, -1)
         exact = solve(gram, ys, row_costs(ys, options), options)

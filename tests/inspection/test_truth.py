@@ -77,6 +77,11 @@ def test_a_sample_is_scored_by_probes_that_never_saw_its_entity(opened):
     lost = replace(noisy.rows[5], span=None, status="no exact answer")
     some = replace(noisy, rows=(*noisy.rows[:5], lost, *noisy.rows[6:]))
     assert score_samples(noisy, some, seed=3)[5] == -torch.inf
+    # A sample without the token is not scored by where nothing stands.
+    here = noisy.present.clone()
+    here[7, noisy.positions.index("exact_last")] = False
+    assert score_samples(noisy, replace(noisy, present=here), seed=3)[7] == -torch.inf
+    assert len(probed_set(replace(noisy, present=here)).y) == 47
     with pytest.raises(InputInvalid, match="take both from one model"):
         score_samples(noisy, replace(noisy, site="mlp_out"))
 
@@ -94,6 +99,11 @@ def test_what_is_no_set_no_file_and_no_rule_is_told_before_the_model_is_asked(tm
         find_truth(None, None, str(tmp_path / "missing.jsonl"))
     with pytest.raises(InputInvalid, match="'blond' finds no exact answers"):
         find_truth(None, None, records(), extraction="blond")
+    with pytest.raises(InputInvalid, match="'exact_lst' is not kept; did you mean 'exact_last'"):
+        find_truth(None, None, records(), position="exact_lst")
+    for seeds in ((), (-1,)):
+        with pytest.raises(InputInvalid, match="the seeds are"):
+            find_truth(None, None, records(), seeds=seeds)
 
 
 def test_a_question_set_of_which_the_model_knows_nothing_is_refused(opened):

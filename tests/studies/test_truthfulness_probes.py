@@ -91,7 +91,7 @@ def test_what_words_tell_a_probe_finds(bench):
     assert found["lead", "question_last", ""] > 0.2
     low, high = (found[f"lead_{end}", "question_last", ""] for end in ("low", "high"))
     assert low <= found["lead", "question_last", ""] <= high
-    assert sum(key[0] == "map" for key in found) == 2 * 15
+    assert sum(key[0] == "map" for key in found) == 2 * 14  # too few have eight tokens
     best = rows("best_score", shared)
     areas = [value for key, value in best.items() if key[0] == "score_auc"]
     assert len(areas) == len(SCORES) and best["auc", ""] == max(areas)

@@ -76,7 +76,10 @@ def as_json(report: "TruthReport") -> dict[str, Any]:
         "map": {
             "layers": report.layers,
             "positions": report.positions,
-            "auc": report.map.auc.tolist(),
+            "auc": [
+                [None if value != value else value for value in row]
+                for row in report.map.auc.tolist()
+            ],
             "rows": report.map.rows,
             "best": [report.layers[layer], report.positions[position]],
             "shuffled_maxima": report.map.null.tolist(),

@@ -16,6 +16,7 @@ counted here.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -226,13 +227,15 @@ def predict_types(
     Returns
     -------
     dict
-        None where fewer than ``min_class`` questions have the type, or have it not.
+        None where fewer than ``min_class`` questions have the type, or have it not, or these are
+        about too few entities.
     """
     chosen = options or ProbeOptions()
-    values: dict[str, float | None] = {}
+    values: dict[str, float | None] = dict.fromkeys(TYPES)
     for name in TYPES:
         y = torch.tensor([name in each for each in found])
         rows = int(y.sum())
         enough = min(rows, len(y) - rows) >= chosen.min_class
-        values[name] = nested(x, y, groups, chosen, seed=seed).auc if enough else None
+        with suppress(InputInvalid):
+            values[name] = nested(x, y, groups, chosen, seed=seed).auc if enough else None
     return values

@@ -101,9 +101,16 @@ def _fold_auc(
     return wins / pairs if pairs else wins + 0.5
 
 
+def _enough(y: Bool[Tensor, " n"], here: Bool[Tensor, "c n"] | None, options: ProbeOptions) -> bool:
+    """Whether a cell has rows enough of both classes: the largest of few rows is luck."""
+    seen = y if here is None else y[here[0]]
+    ones = int(seen.sum())
+    return min(ones, len(seen) - ones) >= options.min_class
+
+
 @dataclass(frozen=True)
 class HeatMap:
-    """Cross-validated area under the curve of every cell.
+    """Cross-validated area under the curve of every cell; NaN where too few rows have the token.
 
     ``null`` holds the map's maximum for each shuffling of the labels, ``rows`` how many rows had
     the token of each position.
@@ -116,13 +123,13 @@ class HeatMap:
     @property
     def best(self) -> Cell:
         """Layer and position, as indices, of the largest value."""
-        at = int(self.auc.argmax())
+        at = int(self.auc.nan_to_num(-1.0).argmax())
         return at // self.auc.shape[1], at % self.auc.shape[1]
 
     @property
     def p(self) -> float:
         """How often shuffled labels reach the maximum (the labels as they are count too)."""
-        reached = int((self.null >= self.auc.max()).sum())
+        reached = int((self.null >= self.auc[self.best]).sum())
         return (reached + 1) / (len(self.null) + 1)
 
 
@@ -186,9 +193,11 @@ def heat_map(
         for seed in seeds:
             fold = grouped_folds(y, groups, chosen.folds, seed)
             for at, cells, here in _by_position(x, present):
-                maps[:, at] += _fold_auc(
-                    y, out_of_fold(cells, y, fold, chosen, here), fold, here
-                ) / len(seeds)
+                maps[:, at] += (
+                    _fold_auc(y, out_of_fold(cells, y, fold, chosen, here), fold, here) / len(seeds)
+                    if _enough(y, here, chosen)
+                    else torch.nan
+                )
                 bar.update()
     null = torch.zeros(0, dtype=torch.float64)
     if permutations:
@@ -244,14 +253,20 @@ def null_maximum(
     hidden = None if progress is None else not progress
     with tqdm(total=x.shape[2], desc="shuffled", unit="token", disable=hidden) as bar:
         for _, cells, here in _by_position(x, present):
+            bar.update()
+            if not _enough(y, here, chosen):
+                continue
             wins = torch.zeros(len(cells), permutations, dtype=torch.float64)
             pairs = torch.zeros(permutations, dtype=torch.float64)
             for k in fold.unique():
                 test, train = fold == k, fold != k
-                gram = _gram(cells, train, chosen, here)
+                # The steps of `solve_many` do not converge in single precision.
+                gram = _gram(cells, train, chosen, here).double()
                 seen = None if here is None else here[:, None, train]
                 cost = row_costs(labels[None, :, train].expand(len(cells), -1, -1), chosen, seen)
-                a, b = solve_many(gram[:, train][:, :, train], labels[:, train], cost)
+                a, b = solve_many(
+                    gram[:, train][:, :, train], labels[:, train], cost, options=chosen
+                )
                 decided = gram[:, test][:, :, train] @ a + b[:, None]
                 rows = torch.ones(int(test.sum()), dtype=torch.bool)
                 if here is not None:
@@ -262,7 +277,6 @@ def null_maximum(
                 wins += auc(under, decided[:, rows].mT).nan_to_num() * count
                 pairs += count
             highest = torch.maximum(highest, (wins / pairs).nan_to_num(0.5).amax(0))
-            bar.update()
     return highest
 
 

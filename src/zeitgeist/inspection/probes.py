@@ -236,13 +236,14 @@ def solve_many(
     labels: Bool[Tensor, "m n"],
     cost: Float[Tensor, "c #m n"],
     *,
+    options: ProbeOptions,
     tolerance: float = 1e-3,
     max_iterations: int = 60,
 ) -> tuple[Float[Tensor, "c n m"], Float[Tensor, "c m"]]:
     """Every cell under every labelling, with W at its bound: one inverse a cell, then products.
 
     Good to ``tolerance`` of C, which leaves ranks, and so the area under the curve, as they are to
-    the third digit; `solve` is the exact twin.
+    the third digit; `solve` is the exact twin, and takes over where these steps do not get there.
     """
     target = labels.T.to(gram.dtype)
     cost = cost.to(gram.dtype).mT
@@ -269,6 +270,14 @@ def solve_many(
         b = h.sum(-2) / whole
         a = h - u * b[:, None]
         f = gram @ a + b[:, None]
+    else:
+        wide = cost.expand(-1, -1, len(labels))
+        each = [
+            solve(gram, labels[m].expand(len(gram), -1), wide[..., m].double(), options)
+            for m in range(len(labels))
+        ]
+        a = torch.stack([one for one, _ in each], -1).to(gram.dtype)
+        b = torch.stack([one for _, one in each], -1).to(gram.dtype)
     return a, b
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zeitgeist.errors import InputInvalid, did_you_mean
 from zeitgeist.inspection.answers import AnswerOptions, Answers, generate_answers
 from zeitgeist.inspection.probes import ProbeOptions
 from zeitgeist.inspection.question_sets import question_set
@@ -86,7 +87,7 @@ def find_truth(
     Raises
     ------
     InputInvalid
-        A question or an option is wrong, or fewer than 15 answers are right, or wrong.
+        A question, position, seed or option is wrong, or fewer than 15 answers are right, or wrong.
 
     Examples
     --------
@@ -95,6 +96,11 @@ def find_truth(
     zeitgeist.errors.InputInvalid: there is no question set 'capitols'; did you mean 'capitals'?
     """
     rule = extractor_of(extraction)
+    kept = (asking or AnswerOptions()).positions
+    if position not in kept:
+        raise InputInvalid(f"position {position!r} is not kept", mend=did_you_mean(position, kept))
+    if not seeds or min(seeds) < 0:
+        raise InputInvalid(f"the seeds are {list(seeds)}", mend="give numbers from 0 on")
     if isinstance(questions, str) and Path(questions).suffix not in (".jsonl", ".csv"):
         asked = question_set(questions)
     else:

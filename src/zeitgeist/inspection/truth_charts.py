@@ -35,6 +35,7 @@ def map_chart(found: HeatMap, layers: Sequence[int], positions: Sequence[str]) -
         {"layer": str(layer), "token": token, "auc": max(0.5, value), "value": value}
         for layer, row in zip(layers, found.auc.tolist(), strict=True)
         for token, value in zip(positions, row, strict=True)
+        if value == value  # NaN: too few rows have the token
     ]
     base = alt.Chart(
         alt.InlineData(values=cells), width=34 * len(positions), height=max(90, 14 * len(layers))
@@ -59,7 +60,7 @@ def map_chart(found: HeatMap, layers: Sequence[int], positions: Sequence[str]) -
         "truth-map",
         "Where a probe tells right answers from wrong ones",
         "Cross-validated area under the ROC curve; the diamond is the largest, "
-        f"{float(found.auc.max()):.2f}.{luck}",
+        f"{float(found.auc[found.best]):.2f}.{luck}",
         chart,
     )
 

@@ -120,7 +120,7 @@ class Probe:
                 mend="fit a probe on this model, or open the one it was fitted on",
             )
 
-    def save(self, place: Path, *, overwrite: bool = False) -> None:
+    def save(self, place: str | Path, *, overwrite: bool = False) -> None:
         """Write a directory that appears whole or not at all.
 
         Raises
@@ -128,7 +128,7 @@ class Probe:
         OutputExists
             It is there and ``overwrite`` is false.
         """
-        with new_directory(place, overwrite=overwrite, replaces=(RECORD,)) as partial:
+        with new_directory(Path(place), overwrite=overwrite, replaces=(RECORD,)) as partial:
             self.write(partial)
 
     def write(self, place: Path) -> None:

@@ -64,20 +64,34 @@ class TruthReport:
     reliability: Reliability
 
 
+def _with_token(answers: Answers, position: str) -> Tensor:
+    """Usable answers that have a token, or all that are usable."""
+    if not position:
+        return answers.usable
+    if position not in answers.positions:
+        raise InputInvalid(
+            f"position {position!r} was not kept", mend=did_you_mean(position, answers.positions)
+        )
+    return answers.usable & answers.present[:, answers.positions.index(position)]
+
+
 def usable_rows(
-    answers: Answers, options: ProbeOptions, *, of: str = ""
+    answers: Answers, options: ProbeOptions, *, position: str = "", of: str = ""
 ) -> tuple[Tensor, Tensor, list[str]]:
     """Which answers can be probed, their labels and entities; refused where too few can.
+
+    Those whose exact answer was found and, where ``position`` is named, that have this token.
 
     Raises
     ------
     InputInvalid
         A class has too few rows.
     """
-    rows = answers.usable.nonzero()[:, 0]
+    rows = _with_token(answers, position).nonzero()[:, 0]
     y = answers.correct[rows]
     lost = len(answers.rows) - len(rows)
-    what = f"{lost} answers have no exact answer; of the others" if lost else ""
+    lacking = f"exact answer or no {position} token" if position else "exact answer"
+    what = f"{lost} answers have no {lacking}; of the others" if lost else ""
     check_classes(y, options.min_class, of=": ".join(filter(None, (of, what))))
     groups = answers.groups
     return rows, y, [groups[int(row)] for row in rows]
@@ -197,7 +211,7 @@ def probed_set(
     InputInvalid
         The position was not kept, or a class has too few rows.
     """
-    rows, y, groups = usable_rows(answers, options or ProbeOptions(), of=of)
+    rows, y, groups = usable_rows(answers, options or ProbeOptions(), position=position, of=of)
     scores = complete(answers, rows)
     free = {name: score for name, score in scores.items() if name not in CONTROLS}
     return ProbedSet(answers.at(position)[rows][:, :, None], y, groups, free)
@@ -288,7 +302,7 @@ def score_samples(
     Returns
     -------
     Tensor
-        One number per sample; minus infinity where the exact answer was not found.
+        One number per sample; minus infinity where it has no exact answer or no such token.
 
     Raises
     ------
@@ -303,7 +317,8 @@ def score_samples(
             f"{samples.site} and {samples.layers}",
             mend="take both from one model with the same options",
         )
-    rows, y, groups = usable_rows(answers, chosen)
+    rows, y, groups = usable_rows(answers, chosen, position=position)
+    there = _with_token(samples, position)
     x = answers.at(position)[rows][:, :, None]
     asked = samples.at(position)[:, :, None]
     whole = nested(x, y, groups, chosen, seed=seed)
@@ -312,7 +327,7 @@ def score_samples(
     fold = torch.tensor([fold_of.get(group, 0) for group in samples.groups])
     score = torch.full((len(samples.rows),), -torch.inf, dtype=torch.float64)
     for k, cell in enumerate(whole.cells):
-        test, train = (fold == k) & samples.usable, whole.fold != k
+        test, train = (fold == k) & there, whole.fold != k
         if not bool(test.any()):
             continue
         both = torch.cat([x[train], asked[test]])

@@ -83,7 +83,8 @@ def error_report(
     """
     clusters = _checked(answers, samples, count)
     types = tuple(map(types_of, clusters))
-    rows = answers.usable.nonzero()[:, 0].tolist()
+    there = answers.present[:, answers.positions.index(position)]
+    rows = (answers.usable & there).nonzero()[:, 0].tolist()
     predicted = predict_types(
         answers.at(position)[rows][:, :, None],
         [types[row] for row in rows],
@@ -130,7 +131,7 @@ def pick_answers(
     found = select(
         samples.correct.view(-1, count),
         score,
-        samples.usable.view(-1, count),
+        score.isfinite(),
         torch.tensor([each.largest for each in clusters]),
         answers.correct,
         answers.groups,

@@ -313,9 +313,10 @@ def _map(found: Located, bench: Bench) -> Iterator[Measured]:
     made = heat_map(found.x, found.y, found.groups, PROBES, present=found.present, progress=False)
     for place, layer in enumerate(bench.options.layers or ()):
         for at, position in enumerate(found.positions):
-            yield Measured(
-                "map", float(made.auc[place, at]), {"layer": layer, "position": position}
-            )
+            if not made.auc[place, at].isnan():
+                yield Measured(
+                    "map", float(made.auc[place, at]), {"layer": layer, "position": position}
+                )
 
 
 def transferred(_arm: str, bench: Bench) -> Iterator[Measured]:
