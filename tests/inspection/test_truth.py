@@ -8,6 +8,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from zeitgeist.errors import InputInvalid
 from zeitgeist.inspection.answers import AnswerOptions, generate_answers
+from zeitgeist.inspection.overview import overview
 from zeitgeist.inspection.probe_evaluation import nested
 from zeitgeist.inspection.probes import ProbeOptions
 from zeitgeist.inspection.questions import read_questions
@@ -90,6 +91,18 @@ def test_controls_are_no_scores_that_a_probe_must_beat_elsewhere(opened):
     answers = generate_answers(*opened, read_questions(records()), ASKING, progress=False)
     assert {"length", "span_length"} <= answers.scores.keys()
     assert not {"length", "span_length"} & probed_set(answers).scores.keys()
+
+
+def test_an_overview_with_questions_says_where_the_states_tell(opened):
+    from zeitgeist.inspection.lens_charts import overview_chart
+
+    seen = overview(
+        *opened, "it is", ["it is the cat " * 30], records(), windows=1, length=24, progress=False
+    )
+    assert seen.known["right"] == 24 and seen.known["answers"] == 48
+    assert seen.known["auc"] == 1.0 and seen.known["shuffled"] < 0.9
+    assert seen.told()["truth"] == seen.known
+    assert overview_chart(seen).svg().startswith("<svg")
 
 
 def test_what_is_no_set_no_file_and_no_rule_is_told_before_the_model_is_asked(tmp_path):

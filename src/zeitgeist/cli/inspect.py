@@ -22,6 +22,7 @@ def overview(
     *,
     sentence: str = "The capital of France is the city of",
     texts: Path | None = None,
+    questions: str = "",
     windows: int = 4,
     length: int = 128,
     json: bool = False,
@@ -38,6 +39,9 @@ def overview(
         What the logit lens is on.
     texts
         What heads are scanned on, .txt or .jsonl; default: the help topics of Python.
+    questions
+        A .jsonl or .csv of questions with gold answers, or a ready set such as capitals: also say
+        where the model's states tell its wrong answers from right ones.
     windows
         How many windows of the texts.
     length
@@ -45,7 +49,7 @@ def overview(
     json
         Print machine-readable rows.
     picture
-        Draw the lens, as .png or .svg.
+        Draw the lens, and the map of the questions, as .png or .svg.
     overwrite
         Replace an existing picture.
     """
@@ -57,15 +61,17 @@ def overview(
 
     from zeitgeist.inspection.overview import overview as look
 
-    seen = look(opened, tokenizer, sentence, given, windows=windows, length=length)
+    seen = look(
+        opened, tokenizer, sentence, given, questions or None, windows=windows, length=length
+    )
     if json:
         print(dumps(seen.told(), indent=2))
     else:
         _print_overview(seen)
     if picture is not None:
-        from zeitgeist.inspection.lens_charts import lens_chart
+        from zeitgeist.inspection.lens_charts import overview_chart
 
-        write_picture(lens_chart(seen.lens, seen.read, seen.said), picture)
+        write_picture(overview_chart(seen), picture)
 
 
 def _print_overview(seen: Any) -> None:
@@ -84,6 +90,13 @@ def _print_overview(seen: Any) -> None:
         print(
             f"massive coordinate {row.coordinate} in layers {row.first} to {row.last}: "
             f"{row.value:,.0f} after layer {row.largest}, {row.ratio:,.0f} times the median"
+        )
+    if seen.known is not None:
+        print(
+            "{right} of {answers} answers are right; states tell which best after layer {layer} at "
+            "{position}: AUC {auc:.2f} (shuffled labels {shuffled:.2f}, p = {p:.2f})".format(
+                **seen.known
+            )
         )
     print(f"\n{seen.heads.options.windows} windows of {seen.heads.options.length} tokens; ", end="")
     print(f"next token of {''.join(seen.read)!r}")

@@ -99,7 +99,7 @@ def print_report(report: "TruthReport") -> None:
     layer, position = report.map.best
     found = report.map
     print(
-        f"map of {found.auc.numel()} cells: largest AUC {float(found.auc.max()):.3f}, layer "
+        f"map of {found.auc.numel()} cells: largest AUC {float(found.auc[found.best]):.3f}, layer "
         f"{report.layers[layer]} at {report.positions[position]}"
     )
     if len(found.null):

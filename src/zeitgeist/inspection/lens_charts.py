@@ -1,10 +1,13 @@
-"""The picture of a logit lens: the likeliest next token after every layer."""
+"""The picture of a logit lens: the likeliest next token after every layer; with a map of truth."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from zeitgeist.errors import ExtraMissing
 from zeitgeist.evidence.figures import Figure
 from zeitgeist.inspection.logit_lens import Lens
+from zeitgeist.inspection.overview import Overview
+from zeitgeist.inspection.truth_charts import map_chart
 
 try:
     import altair as alt
@@ -51,3 +54,21 @@ def lens_chart(lens: Lens, read: Sequence[str], said: Sequence[Sequence[str]]) -
         "The likeliest next token if the model stopped there; dark: it is sure of it.",
         chart,
     )
+
+
+def overview_chart(seen: Overview) -> Figure:
+    """The lens and, where questions were given, the map of layers and tokens under it.
+
+    Parameters
+    ----------
+    seen
+        Of `zeitgeist.inspection.overview.overview`.
+    """
+    lens = lens_chart(seen.lens, seen.read, seen.said)
+    if seen.truth is None:
+        return lens
+    report = seen.truth.report
+    where = map_chart(report.map, report.layers, report.positions)
+    parts: list[Any] = [lens.chart, where.chart]
+    chart = alt.vconcat(*parts).resolve_scale(color="independent")
+    return Figure("overview", lens.title, f"{lens.caption} {where.caption}", chart)

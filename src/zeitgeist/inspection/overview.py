@@ -1,7 +1,7 @@
 """A model on one page: its sinks and peaks, the norms of its layers, and what each would say.
 
-Put together from `zeitgeist.inspection.heads` and `zeitgeist.inspection.logit_lens`; each says more
-by itself.
+With questions also where its states tell right answers from wrong ones. Put together from
+`zeitgeist.inspection.heads`, `logit_lens` and `truth`; each says more by itself.
 """
 
 from collections.abc import Sequence
@@ -18,9 +18,12 @@ from zeitgeist.inspection.heads import scan
 from zeitgeist.inspection.heads_options import HeadsOptions
 from zeitgeist.inspection.heads_report import HeadsReport
 from zeitgeist.inspection.logit_lens import Lens, logit_lens
+from zeitgeist.inspection.truth import Truth, find_truth
 
 SENTENCE = "The capital of France is the city of"
 DOMAIN = "text"
+SHUFFLINGS = 20
+"""Of labels, for what luck alone would reach."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,11 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class Overview:
-    """What `overview` found; ``read`` are the tokens of the sentence, ``said`` the lens' words."""
+    """What `overview` found.
+
+    ``read`` are the tokens of the sentence, ``said`` the lens' words; ``truth`` is None where no
+    questions were given.
+    """
 
     model: dict[str, Any]
     layers: tuple[LayerRow, ...]
@@ -51,6 +58,24 @@ class Overview:
     lens: Lens
     read: tuple[str, ...]
     said: tuple[tuple[str, ...], ...]
+    truth: Truth | None = None
+
+    @property
+    def known(self) -> dict[str, Any] | None:
+        """Where a probe tells right answers from wrong ones best; None without questions."""
+        if self.truth is None:
+            return None
+        found = self.truth.report
+        layer, position = found.map.best
+        return {
+            "answers": found.answers,
+            "right": found.right,
+            "layer": found.layers[layer],
+            "position": found.positions[position],
+            "auc": float(found.map.auc[layer, position]),
+            "shuffled": float(found.map.null.mean()),
+            "p": found.map.p,
+        }
 
     def told(self) -> dict[str, Any]:
         """As JSON takes it."""
@@ -60,6 +85,7 @@ class Overview:
             "layers": [asdict(row) for row in self.layers],
             "sinks": [asdict(row) for row in self.heads.sinks],
             "massive": [asdict(row) for row in self.heads.massive],
+            "truth": self.known,
         }
 
 
@@ -68,6 +94,7 @@ def overview(
     tokenizer: Any,
     sentence: str = SENTENCE,
     texts: Sequence[str] | None = None,
+    questions: Any = None,
     *,
     windows: int = 4,
     length: int = 128,
@@ -83,6 +110,8 @@ def overview(
         What the lens is on.
     texts
         What heads are scanned on; None: the help topics that every Python ships with.
+    questions
+        As `zeitgeist.inspection.truth.find_truth` takes them; None: truthfulness is not looked at.
     windows, length
         How many windows of the texts, and tokens of each.
     progress
@@ -91,7 +120,8 @@ def overview(
     Raises
     ------
     InputInvalid
-        An empty sentence, texts shorter than a window, or a layout that is not known.
+        An empty sentence, texts shorter than a window, questions as in `find_truth`, or a layout
+        that is not known.
 
     Examples
     --------
@@ -139,7 +169,12 @@ def overview(
             )
         )
     read = tuple(str(tokenizer.decode([token])) for token in ids)
-    return Overview(_shape(model), tuple(rows), heads, lens, read, said)
+    truth = None
+    if questions is not None:
+        truth = find_truth(
+            model, tokenizer, questions, seeds=(0,), permutations=SHUFFLINGS, progress=progress
+        )
+    return Overview(_shape(model), tuple(rows), heads, lens, read, said, truth)
 
 
 def _help_topics() -> list[str]:
