@@ -96,9 +96,9 @@ def test_controls_are_no_scores_that_a_probe_must_beat_elsewhere(opened):
 def test_an_overview_with_questions_says_where_the_states_tell(opened):
     from zeitgeist.inspection.lens_charts import overview_chart
 
-    seen = overview(
-        *opened, "it is", ["it is the cat " * 30], records(), windows=1, length=24, progress=False
-    )
+    asked = [{**row, "entity": row["question"]} for row in records()]
+    texts = ["it is the cat " * 30]
+    seen = overview(*opened, "it is", texts, asked, windows=1, length=24, progress=False)
     assert seen.known["right"] == 24 and seen.known["answers"] == 48
     assert seen.known["auc"] == 1.0 and seen.known["shuffled"] < 0.9
     assert seen.told()["truth"] == seen.known
