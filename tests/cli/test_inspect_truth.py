@@ -60,6 +60,8 @@ def home(tmp_path_factory, tiny_tokenizer):
     (place / "words.txt").write_text("cat")
     (place / "there.png").write_bytes(b"mine")
     (place / "there.jsonl").write_text("mine\n")
+    (place / "folder.jsonl").mkdir()
+    save(place / "LOUD.JSONL", rows(12))
     return place
 
 
@@ -158,6 +160,60 @@ def test_transfer_prints_both_matrices_and_draws(capsys, home):
     assert len(told["auc"]) == len(told["gain"]) == 2
 
 
+def test_transfer_compares_with_what_the_model_thinks_of_its_answers(capsys, monkeypatch):
+    from zeitgeist.inspection import truth_transfer
+
+    seen = {}
+    real = truth_transfer.transfer
+
+    def watched(sets, *args, **known):
+        seen.update(sets)
+        return real(sets, *args, **known)
+
+    monkeypatch.setattr(truth_transfer, "transfer", watched)
+    words = ["transfer", "model", "--sets", "things.jsonl,others.jsonl", *QUICK, "--seeds", 1]
+    run(capsys, *words)
+    assert all({"p_true", "p_true_swapped"} <= set(each.scores) for each in seen.values())
+
+
+def test_answers_are_kept_where_no_probe_can_be_fitted(capsys, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(
+        InputInvalid, match=rf"the answers are in '{out}/answers\.jsonl'\); "
+    ) as told:
+        run(capsys, "model", "--questions", "LOUD.JSONL", *LOOK, "-o", out)
+    assert "a probe needs 15 of each" in str(told.value)
+    assert [path.name for path in out.iterdir()] == ["answers.jsonl"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    lines = lines_of(out / "answers.jsonl")
+    assert len(lines) == 12 and lines[0]["answer"] == "It is dog."
+    assert "p_right" not in lines[0] and "p_true" in lines[0]["scores"]
+    # It counts as an earlier output, which the next attempt may replace.
+    with pytest.raises(OutputExists):
+        run(capsys, "model", "--questions", "things.jsonl", *LOOK, "-o", out)
+    run(capsys, "model", "--questions", "things.jsonl", *LOOK, "-o", out, "--overwrite")
+    assert len(lines_of(out / "answers.jsonl")) == 48 and (out / "probe").is_dir()
+
+
+def test_answers_are_kept_when_the_evaluation_is_interrupted(capsys, tmp_path, monkeypatch):
+    from zeitgeist.inspection import truth_report
+
+    def interrupted(*_args, **_known):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(truth_report, "evaluate_answers", interrupted)
+    out = tmp_path / "out"
+    words = ["model", "--questions", "things.jsonl", *LOOK, "--json"]
+    with pytest.raises(SystemExit, match="130"):
+        call(*words)
+    with pytest.raises(SystemExit, match="130"):
+        call(*words, "-o", out)
+    told = capsys.readouterr()
+    assert told.out == "" and f"the answers are in '{out}/answers.jsonl'" in told.err
+    assert [path.name for path in out.iterdir()] == ["answers.jsonl"]
+    assert len(lines_of(out / "answers.jsonl")) == 48
+
+
 def test_select_and_errors_on_samples(capsys, home):
     words = ["model", "--questions", "things.jsonl", *QUICK, "--samples", 3]
     out = run(capsys, "select", *words, "-o", "ranked.jsonl", "--picture", "bars.png")
@@ -197,6 +253,50 @@ def test_a_ready_set_is_written_and_read_again(capsys, home):
         (["model", "--set", "sums-1", "--count", 0], InputInvalid, "0 questions"),
         (["model", "--questions", "no.jsonl"], InputInvalid, "cannot be read"),
         (["model", "--questions", "words.txt"], InputInvalid, "no .jsonl or .csv"),
+        (
+            ["model", "--questions", "things.jsonl", "--count", 5],
+            InputInvalid,
+            "--count 5 draws of",
+        ),
+        (
+            ["model", "--questions", "things.jsonl", "--pattern", "(a)", "--extraction", "blind"],
+            InputInvalid,
+            "both say how exact answers are found",
+        ),
+        (["model", "--questions", "things.jsonl", "--seed", "-1"], InputInvalid, "--seed is -1"),
+        (["model", "--set", "sums-1", "--count", 5, "--seed", "-1"], InputInvalid, "--seed is -1"),
+        (
+            ["transfer", "model", "--sets", "things.jsonl,others.jsonl", "--seed", "-1"],
+            InputInvalid,
+            "--seed is -1",
+        ),
+        (
+            ["questions", "sums-1", "-o", "new.jsonl", "--count", 5, "--seed", "-1"],
+            InputInvalid,
+            "--seed is -1",
+        ),
+        (
+            ["model", "--questions", "things.jsonl", "-o", "words.txt/out"],
+            InputInvalid,
+            "lies in a file",
+        ),
+        (["questions", "sums-1", "-o", "words.txt/a/x.jsonl"], InputInvalid, "lies in a file"),
+        (["questions", "sums-1", "-o", "folder.jsonl"], InputInvalid, "is a directory"),
+        (
+            ["questions", "sums-1", "-o", "folder.jsonl", "--overwrite"],
+            InputInvalid,
+            "is a directory",
+        ),
+        (
+            ["select", "model", "--questions", "things.jsonl", "-o", "words.txt/x.jsonl"],
+            InputInvalid,
+            "lies in a file",
+        ),
+        (
+            ["select", "model", "--questions", "things.jsonl", "--count", 5],
+            InputInvalid,
+            "--count 5 draws of",
+        ),
         (["model", "--questions", "broken.jsonl"], InputInvalid, "broken.jsonl:1"),
         (["nowhere/model", "--questions", "things.jsonl"], ReferenceUnresolved, "nowhere"),
         (["model", "--questions", "things.jsonl", "--layers", "x"], InputInvalid, "--layers 'x'"),

@@ -72,6 +72,13 @@ def test_a_line_may_hold_characters_that_python_takes_for_its_end(tmp_path):
         ({**PARIS, "answer": "Rome", "exact": "Paris"}, "'Paris' is not in the answer 'Rome'"),
         ({**PARIS, "entity": 1}, "'entity' is 1"),
         (["q"], "is a list, not a record"),
+        ({**PARIS, "answer": ""}, "the answer is empty; leave the field out"),
+        ({**PARIS, "answer": " "}, "the answer is empty"),
+        ({**PARIS, "question": None}, "'question' is None"),
+        ({**PARIS, "aliases": None}, "the aliases are None"),
+        ({**PARIS, "entitty": None}, "'entitty' is no field"),
+        ({**PARIS, "entity": "a\ud800?"}, r"'entity' is 'a\\ud800\?', with a lone surrogate"),
+        ({**PARIS, "aliases": ["a\ud800"]}, "'aliases' is .* with a lone surrogate"),
     ],
 )
 def test_a_bad_row_is_told_with_its_line(tmp_path, row, told):
@@ -93,6 +100,9 @@ def test_a_bad_row_is_told_with_its_line(tmp_path, row, told):
         ("q.csv", 'question,aliases\n"q"x,a\n', r"q\.csv:\d: is no CSV"),
         ("q.csv", "question,aliases\nq,a|\n", "an alias is empty"),
         ("q.csv", "question,aliases\nq,\n", "there is no 'aliases'"),
+        ("q.csv", "question,aliases,aliases\nq,a,b\n", r"q\.csv:1: 2 columns are named 'aliases'"),
+        ("q.csv", f"question,aliases\nq,{'a' * 131_073}\n", r"q\.csv:\d: a cell is too long"),
+        ("q.csv", f"question,{'a' * 131_073}\nq,a\n", r"q\.csv:\d: a cell is too long"),
         ("q.txt", "q", r"are no \.jsonl or \.csv"),
     ],
 )
@@ -101,6 +111,30 @@ def test_a_bad_file_is_told(tmp_path, name, text, told):
     path.write_text(text)
     with pytest.raises(InputInvalid, match=told):
         read_questions(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("Q.JSONL", json.dumps(PARIS)),
+        ("Q.Csv", f"question,aliases\n{PARIS['question']},Paris\n"),
+        # A spreadsheet leaves nameless columns at its margin.
+        ("margin.csv", f"question,aliases,,\n{PARIS['question']},Paris,,\n"),
+        # pandas: to_json(orient="records", lines=True) of a table with empty cells.
+        ("null.jsonl", json.dumps({**PARIS, "wrong": None, "entity": None, "answer": None})),
+    ],
+)
+def test_what_other_programs_write_is_read(tmp_path, name, text):
+    path = tmp_path / name
+    path.write_text(text)
+    assert read_questions(path) == (Question("Capital of France?", ("Paris",)),)
+
+
+def test_a_frame_with_one_column_twice_is_told():
+    frame = Frame([PARIS])
+    frame.columns = ["question", "aliases", "aliases"]
+    with pytest.raises(InputInvalid, match="questions: 2 columns are named 'aliases'; keep one"):
+        read_questions(frame)
 
 
 def test_a_file_that_cannot_be_read_is_told(tmp_path):

@@ -36,9 +36,12 @@ class Asked:
         str, Parameter(help="Token whose probe is compared, kept and used, such as minus_1.")
     ] = "exact_last"
     extraction: Annotated[
-        Extraction,
-        Parameter(help="How exact answers are found; published looks at the label and leaks it."),
-    ] = "blind"
+        Extraction | None,
+        Parameter(
+            help="How exact answers are found; default: blind; published looks at the label and "
+            "leaks it."
+        ),
+    ] = None
     pattern: Annotated[
         str, Parameter(help="A regular expression whose first group is the exact answer.")
     ] = ""
@@ -90,12 +93,19 @@ class Asked:
     @property
     def rule(self) -> str:
         """How exact answers are found, as a probe remembers it."""
-        return f"pattern:{self.pattern}" if self.pattern else self.extraction
+        return f"pattern:{self.pattern}" if self.pattern else self.extraction or "blind"
 
     def extractor(self) -> "Extractor":
         """What finds exact answers."""
+        from zeitgeist.errors import InputInvalid
         from zeitgeist.inspection.truth_score import extractor_of
 
+        if self.pattern and self.extraction is not None:
+            raise InputInvalid(
+                f"--pattern {self.pattern!r} and --extraction {self.extraction} both say how exact "
+                "answers are found",
+                mend="give one of them",
+            )
         return extractor_of(self.rule)
 
     def questions(self, source: str | Path) -> "tuple[Question, ...]":
@@ -103,17 +113,22 @@ class Asked:
         from zeitgeist.inspection.question_sets import question_set
         from zeitgeist.inspection.questions import read_questions
 
-        if Path(source).suffix in (".jsonl", ".csv") or Path(source).exists():
+        at_least("--seed", self.seed, 0)
+        if Path(source).suffix.lower() in (".jsonl", ".csv") or Path(source).exists():
             return read_questions(Path(source))
         return question_set(str(source), count=self.count, seed=self.seed)
 
     def generate(
-        self, opened: tuple[Any, Any], questions: "tuple[Question, ...]", *positions: str
+        self,
+        opened: tuple[Any, Any],
+        questions: "tuple[Question, ...]",
+        *positions: str,
+        p_true: bool = False,
     ) -> "Answers":
-        """Greedy answers, kept at the given positions."""
+        """Greedy answers, kept at the given positions; none given: at all."""
         from zeitgeist.inspection.answers import generate_answers
 
-        options = self.answers(*positions)
+        options = self.answers(*positions, p_true=p_true)
         return generate_answers(*opened, questions, options, extractor=self.extractor())
 
 
@@ -141,13 +156,26 @@ def open_model(reference: str) -> tuple[Any, Any]:
     return model.eval().to(device), tokenizer
 
 
-def source_of(questions: Path | None, set_: str) -> str | Path:
-    """Questions come from one place."""
+def at_least(option: str, value: int, least: int) -> None:
+    """Refuse a number that is too small."""
+    from zeitgeist.errors import InputInvalid
+
+    if value < least:
+        raise InputInvalid(f"{option} is {value}", mend=f"give at least {least}")
+
+
+def source_of(questions: Path | None, set_: str, asked: Asked | None) -> str | Path:
+    """Questions come from one place, and are only drawn of a ready set."""
     from zeitgeist.errors import InputInvalid
 
     if (questions is None) == (not set_):
         raise InputInvalid(
             "there are no questions" if questions is None else "there are questions and a set",
             mend=f"give --questions or --set, of {', '.join(READY)}",
+        )
+    if questions is not None and asked is not None and asked.count is not None:
+        raise InputInvalid(
+            f"--count {asked.count} draws of a ready set, and there are --questions '{questions}'",
+            mend="leave it out, or keep fewer rows in the file",
         )
     return questions if questions is not None else set_

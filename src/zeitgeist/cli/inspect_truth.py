@@ -1,22 +1,28 @@
 """``zeitgeist inspect truth``: find the signal, keep a probe, use it."""
 
+import sys
 from dataclasses import asdict
 from json import dumps
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
 
 from zeitgeist.cli import inspect_truth_samples
-from zeitgeist.cli.asked_questions import SET, Asked, Output, open_model, source_of
+from zeitgeist.cli.asked_questions import SET, Asked, Output, at_least, open_model, source_of
 from zeitgeist.cli.pictures import check_picture, write_picture
 from zeitgeist.cli.truth_tables import (
     answer_lines,
     as_json,
     check_lines,
+    check_parents,
     print_report,
     write_lines,
 )
+from zeitgeist.errors import InputInvalid
+
+if TYPE_CHECKING:
+    from zeitgeist.inspection.answers import Answers
 
 app = App(
     name="truth",
@@ -73,29 +79,47 @@ def look(
         Print a machine-readable report.
     """
     given = asked or Asked()
-    source = source_of(questions, set_)
+    source = source_of(questions, set_, asked)
     _check(output, picture, overwrite)
-    _at_least("--seeds", seeds, 1)
-    _at_least("--permutations", permutations, 0)
+    at_least("--seeds", seeds, 1)
+    at_least("--permutations", permutations, 0)
     rows = given.questions(source)
-    options, asking = given.probe(), given.answers(p_true=True)
+    options = given.probe()
+    given.answers(p_true=True)
     given.extractor()
 
-    from zeitgeist.inspection.truth import find_truth
+    from zeitgeist.inspection.truth_report import evaluate_answers, fit_probe
 
-    found = find_truth(
-        *open_model(model),
-        rows,
-        asking=asking,
-        probing=options,
-        extraction=given.rule,
-        position=given.position,
-        by_entity=split == "entity",
-        seeds=range(given.seed, given.seed + seeds),
-        permutations=permutations,
-        calibration=calibration,
-    )
-    report = found.report
+    answers = given.generate(open_model(model), rows, p_true=True)
+    try:
+        report = evaluate_answers(
+            answers,
+            options,
+            position=given.position,
+            by_entity=split == "entity",
+            seeds=range(given.seed, given.seed + seeds),
+            permutations=permutations,
+            calibration=calibration,
+        )
+        probe = fit_probe(
+            answers,
+            options,
+            position=given.position,
+            extraction=given.rule,
+            calibration=calibration,
+            seed=given.seed,
+        )
+    except InputInvalid as error:
+        if output is None:
+            raise
+        kept = _keep(answers, output, overwrite)
+        raise InputInvalid(
+            f"{error.what} (the answers are in '{kept}')", origin=error.origin, mend=error.mend
+        ) from error
+    except KeyboardInterrupt:
+        if output is not None:
+            print(f"the answers are in '{_keep(answers, output, overwrite)}'", file=sys.stderr)
+        raise
     told = as_json(report)
     if json:
         print(dumps(told, indent=2))
@@ -106,12 +130,12 @@ def look(
 
         with new_directory(output, overwrite=overwrite, replaces=(ANSWERS,)) as partial:
             (partial / PROBE).mkdir()
-            found.probe.write(partial / PROBE)
+            probe.write(partial / PROBE)
             (partial / REPORT).write_text(dumps(told, indent=2) + "\n", encoding="utf-8")
-            lines = answer_lines(found.answers, report)
+            lines = answer_lines(answers, report)
             (partial / ANSWERS).write_text("".join(lines), encoding="utf-8")
         if not json:
-            print(f"{output}: the answers, and a probe of layer {found.probe.layer}")
+            print(f"{output}: the answers, and a probe of layer {probe.layer}")
     if picture is not None:
         from zeitgeist.inspection.truth_charts import map_chart
 
@@ -152,10 +176,8 @@ def score(
     json
         Print a machine-readable answer.
     """
-    from zeitgeist.errors import InputInvalid
-
     check_picture(picture, overwrite=overwrite)
-    _at_least("--max-new-tokens", max_new_tokens, 1)
+    at_least("--max-new-tokens", max_new_tokens, 1)
     if not question.strip():
         raise InputInvalid("--question is empty", mend="ask something")
     from zeitgeist.inspection.truth_files import load_probe
@@ -208,17 +230,15 @@ def transfer(
     json
         Print a machine-readable report.
     """
-    from zeitgeist.errors import InputInvalid
-
     given = asked or Asked()
     check_picture(picture, overwrite=overwrite)
-    _at_least("--seeds", seeds, 1)
+    at_least("--seeds", seeds, 1)
     words = [word for word in sets.split(",") if word]
     if len(words) < 2 or len(set(words)) < len(words):
         raise InputInvalid(f"--sets {sets!r} names no two sets", mend="such as capitals,currencies")
     rows = {word: given.questions(word) for word in words}
     options = given.probe()
-    given.answers()
+    given.answers(p_true=True)
     given.extractor()
 
     from zeitgeist.inspection.truth_report import probed_set
@@ -227,7 +247,7 @@ def transfer(
     opened = open_model(model)
     probed = {
         word: probed_set(
-            given.generate(opened, each, given.position),
+            given.generate(opened, each, given.position, p_true=True),
             options,
             position=given.position,
             of=word,
@@ -287,6 +307,7 @@ def write_questions(
         Replace an existing output.
     """
     check_lines(output, overwrite=overwrite)
+    at_least("--seed", seed, 0)
     from zeitgeist.inspection.question_sets import question_set
 
     rows = question_set(name, count=count, seed=seed)
@@ -295,16 +316,19 @@ def write_questions(
     print(f"{output}: {len(rows)} questions")
 
 
-def _at_least(option: str, value: int, least: int) -> None:
-    from zeitgeist.errors import InputInvalid
-
-    if value < least:
-        raise InputInvalid(f"{option} is {value}", mend=f"give at least {least}")
-
-
 def _check(output: Path | None, picture: Path | None, overwrite: bool) -> None:
     check_picture(picture, overwrite=overwrite)
     if output is not None:
         from zeitgeist.checkpoints import check_output
 
+        check_parents(output)
         check_output(output, overwrite=overwrite, replaces=(ANSWERS,))
+
+
+def _keep(answers: "Answers", output: Path, overwrite: bool) -> Path:
+    """The answers alone, of a run that came no further: they took longest."""
+    from zeitgeist.checkpoints.atomic import new_directory
+
+    with new_directory(output, overwrite=overwrite, replaces=(ANSWERS,)) as partial:
+        (partial / ANSWERS).write_text("".join(answer_lines(answers)), encoding="utf-8")
+    return output / ANSWERS

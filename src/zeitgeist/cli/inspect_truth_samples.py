@@ -59,7 +59,7 @@ def select(
     check_lines(output, overwrite=overwrite)
     draw = temperature, top_p, top_k
     given, answers, sampled = _sampled(
-        model, source_of(questions, set_), asked, samples, draw, picture, overwrite
+        model, source_of(questions, set_, asked), asked, samples, draw, picture, overwrite
     )
     from zeitgeist.inspection.error_types import TYPES
     from zeitgeist.inspection.truth_samples import pick_answers
@@ -129,7 +129,7 @@ def errors(
     """
     draw = temperature, top_p, top_k
     given, answers, sampled = _sampled(
-        model, source_of(questions, set_), asked, samples, draw, None, False
+        model, source_of(questions, set_, asked), asked, samples, draw, None, False
     )
     from zeitgeist.inspection.error_types import TYPES
     from zeitgeist.inspection.truth_samples import error_report

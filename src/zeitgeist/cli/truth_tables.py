@@ -33,9 +33,12 @@ def ranked(sampled: "Answers", scores: Any, count: int) -> list[str]:
     return lines
 
 
-def answer_lines(answers: "Answers", report: "TruthReport") -> list[str]:
-    """A line per answer, with P(right) where it could be probed."""
-    p = dict(zip(answers.usable.nonzero()[:, 0].tolist(), report.probabilities, strict=True))
+def answer_lines(answers: "Answers", report: "TruthReport | None" = None) -> list[str]:
+    """A line per answer, with P(right) where it could be probed; no report: without P(right)."""
+    p: dict[int, float] = {}
+    if report is not None:
+        usable = answers.usable.nonzero()[:, 0].tolist()
+        p = dict(zip(usable, map(float, report.probabilities), strict=True))
     lines = []
     for at, row in enumerate(answers.rows):
         told: dict[str, Any] = {
@@ -48,8 +51,9 @@ def answer_lines(answers: "Answers", report: "TruthReport") -> list[str]:
             "right": row.correct,
             "right_strictly": row.strict,
             "status": row.status,
-            "p_right": float(p[at]) if at in p else None,
         }
+        if report is not None:
+            told["p_right"] = p.get(at)
         told["scores"] = {
             name: value if value == value else None
             for name, values in answers.scores.items()
@@ -141,7 +145,16 @@ def check_lines(output: Path | None, *, overwrite: bool) -> None:
     """
     if output is None:
         return
-    if output.suffix != ".jsonl":
+    if output.suffix.lower() != ".jsonl":
         raise InputInvalid(f"the output '{output}' is no .jsonl", mend="name it so")
+    check_parents(output)
+    if output.is_dir():
+        raise InputInvalid(f"the output '{output}' is a directory", mend="choose another name")
     if output.exists() and not overwrite:
         raise OutputExists(f"the output '{output}' is already there", mend="choose another name")
+
+
+def check_parents(output: Path) -> None:
+    """Refuse an output in what is no directory."""
+    if any(parent.is_file() for parent in output.parents):
+        raise InputInvalid(f"the output '{output}' lies in a file", mend="choose another name")

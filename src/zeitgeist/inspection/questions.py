@@ -18,7 +18,8 @@ from zeitgeist.errors import InputInvalid, did_you_mean
 
 __all__ = ["Question", "read_questions"]
 
-FIELDS = ("question", "aliases", "wrong", "entity", "answer", "exact")
+NEEDED = ("question", "aliases")
+FIELDS = (*NEEDED, "wrong", "entity", "answer", "exact")
 SEPARATOR = "|"
 
 
@@ -89,7 +90,8 @@ def read_questions(source: str | Path | Any) -> tuple[Question, ...]:
 
 
 def _rows_of_file(path: Path) -> list[tuple[int, Any]]:
-    if path.suffix not in (".jsonl", ".csv"):
+    kind = path.suffix.lower()
+    if kind not in (".jsonl", ".csv"):
         raise InputInvalid(
             f"the questions '{path}' are no .jsonl or .csv", mend="name them so, or convert them"
         )
@@ -99,7 +101,7 @@ def _rows_of_file(path: Path) -> list[tuple[int, Any]]:
         raise InputInvalid(
             f"cannot be read ({error})", origin=path, mend="give a file in UTF-8"
         ) from error
-    return _rows_of_csv(text, path) if path.suffix == ".csv" else _rows_of_jsonl(text, path)
+    return _rows_of_csv(text, path) if kind == ".csv" else _rows_of_jsonl(text, path)
 
 
 def _rows_of_jsonl(text: str, path: Path) -> list[tuple[int, Any]]:
@@ -122,6 +124,7 @@ def _rows_of_csv(text: str, path: Path) -> list[tuple[int, Any]]:
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     rows = []
     try:
+        _check_columns(reader.fieldnames or (), f"{path}:{reader.line_num}")
         for row in reader:
             if None in row:
                 raise InputInvalid(
@@ -134,15 +137,34 @@ def _rows_of_csv(text: str, path: Path) -> list[tuple[int, Any]]:
                 known["aliases"] = [one.strip() for one in known["aliases"].split(SEPARATOR)]
             rows.append((reader.line_num, known))
     except csv.Error as error:
+        origin = f"{path}:{reader.line_num}"
+        if "field limit" in str(error):
+            raise InputInvalid(
+                f"a cell is too long, of more than {csv.field_size_limit()} characters",
+                origin=origin,
+                mend="shorten it, close its quotes if they are open, or write the rows as .jsonl",
+            ) from error
         raise InputInvalid(
-            f"is no CSV ({error})", origin=f"{path}:{reader.line_num}", mend="check its quotes"
+            f"is no CSV ({error})", origin=origin, mend="check its quotes"
         ) from error
     return rows
+
+
+def _check_columns(names: Sequence[str], origin: str) -> None:
+    """Of two columns of one name, one would be lost. Nameless ones are a spreadsheet's margin."""
+    for name in names:
+        if name and list(names).count(name) > 1:
+            raise InputInvalid(
+                f"{list(names).count(name)} columns are named {name!r}",
+                origin=origin,
+                mend="keep one of them",
+            )
 
 
 def _rows_of_object(source: Any) -> list[tuple[int, Any]]:
     if hasattr(source, "to_dict"):
         names = [str(name) for name in source.columns]
+        _check_columns(names, "questions")
         records: Iterable[Any] = source.to_dict("records")
         # Empty cells of a DataFrame are NaN, the only value that is not itself.
         records = [
@@ -168,7 +190,8 @@ def _listed(cell: Any) -> bool:
 
 def _question(row: Any, origin: str) -> Question:
     if isinstance(row, Question):
-        row = {name: getattr(row, name) for name in FIELDS}
+        told = {name: getattr(row, name) for name in FIELDS}
+        row = {name: value for name, value in told.items() if value or name in NEEDED}
     if not isinstance(row, Mapping):
         raise InputInvalid(
             f"is a {type(row).__name__}, not a record",
@@ -182,16 +205,25 @@ def _question(row: Any, origin: str) -> Question:
                 origin=origin,
                 mend=did_you_mean(name, FIELDS),
             )
-    for name in ("question", "aliases"):
+    for name in NEEDED:
         if name not in row:
             raise InputInvalid(f"there is no {name!r}", origin=origin, mend="every row needs one")
-    for name in FIELDS:
-        if name != "aliases" and not isinstance(row.get(name, ""), str):
-            raise InputInvalid(
-                f"{name!r} is {row[name]!r}", origin=origin, mend="give a piece of text"
-            )
+    # What writes tables as JSON writes null for an empty cell.
+    row = {name: value for name, value in row.items() if value is not None or name in NEEDED}
+    for name, value in row.items():
+        if name == "aliases":
+            continue
+        if not isinstance(value, str):
+            raise InputInvalid(f"{name!r} is {value!r}", origin=origin, mend="give a piece of text")
+        _check_characters(name, value, origin)
     if not row["question"].strip():
         raise InputInvalid("the question is empty", origin=origin, mend="ask something")
+    if "answer" in row and not row["answer"].strip():
+        raise InputInvalid(
+            "the answer is empty",
+            origin=origin,
+            mend="leave the field out to let this model answer, or leave the row out",
+        )
     found = Question(
         row["question"],
         _aliases(row["aliases"], origin),
@@ -204,6 +236,18 @@ def _question(row: Any, origin: str) -> Question:
             mend="copy it from the answer",
         )
     return found
+
+
+def _check_characters(name: str, text: str, origin: str) -> None:
+    """JSON can spell half a character, which no tokenizer and no file takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputInvalid(
+            f"{name!r} is {text!r}, with a lone surrogate, which is no character",
+            origin=origin,
+            mend="write the whole character",
+        ) from error
 
 
 def _aliases(given: Any, origin: str) -> tuple[str, ...]:
@@ -226,4 +270,5 @@ def _aliases(given: Any, origin: str) -> tuple[str, ...]:
                 origin=origin,
                 mend="leave it out",
             )
+        _check_characters("aliases", alias, origin)
     return tuple(given)
