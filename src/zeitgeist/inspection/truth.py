@@ -101,7 +101,7 @@ def find_truth(
         raise InputInvalid(f"position {position!r} is not kept", mend=did_you_mean(position, kept))
     if not seeds or min(seeds) < 0:
         raise InputInvalid(f"the seeds are {list(seeds)}", mend="give numbers from 0 on")
-    if isinstance(questions, str) and Path(questions).suffix not in (".jsonl", ".csv"):
+    if isinstance(questions, str) and Path(questions).suffix.lower() not in (".jsonl", ".csv"):
         asked = question_set(questions)
     else:
         asked = read_questions(questions)
