@@ -12,6 +12,12 @@ except ImportError as missing:
     raise ExtraMissing.named("report", "drawing a picture") from missing
 
 
+def _shown(word: str) -> str:
+    """Without spaces around it, or quoted: what draws dies of control characters."""
+    bare = word.strip()
+    return bare if bare and bare.isprintable() else repr(word)
+
+
 def lens_chart(lens: Lens, read: Sequence[str], said: Sequence[Sequence[str]]) -> Figure:
     """Layers upwards, tokens to the right; each cell says the likeliest next token.
 
@@ -25,9 +31,9 @@ def lens_chart(lens: Lens, read: Sequence[str], said: Sequence[Sequence[str]]) -
         Per depth, the likeliest next token of every position, as text.
     """
     names = ["embedding", *(str(layer) for layer in range(len(said) - 1))]
-    places = [f"{at} {token.strip() or repr(token)}" for at, token in enumerate(read)]
+    places = [f"{at} {_shown(token)}" for at, token in enumerate(read)]
     cells = [
-        {"layer": name, "token": place, "says": word.strip() or repr(word), "probability": chance}
+        {"layer": name, "token": place, "says": _shown(word), "probability": chance}
         for name, words, chances in zip(names, said, lens.probabilities[:, 0, :, 0], strict=True)
         for place, word, chance in zip(places, words, chances.tolist(), strict=True)
     ]
