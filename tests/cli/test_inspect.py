@@ -74,7 +74,17 @@ def test_capture_writes_a_row_per_text(capsys, tiny_llama, tmp_path):
         (["capture", "MODEL", "TEXTS", "-o", "acts.pt"], "no .safetensors"),
         (["capture", "MODEL", "EMPTY/x.txt", "-o", "a.safetensors"], "cannot be read"),
         (["capture", "MODEL", "MODEL", "-o", "a.safetensors"], r"no \.txt or \.jsonl"),
-        (["capture", "MODEL", "TEXTS", "-o", "TEXTS.safetensors"], "already there"),
+        (["capture", "MODEL", "TEXTS", "-o", "TEXTS.safetensors"], "already there.*--overwrite"),
+        (["capture", "MODEL", "TEXTS", "-o", "TEXTS/a.safetensors"], "can be no file"),
+        (["capture", "MODEL", "TEXTS", "-o", "DIR.safetensors", "--overwrite"], "can be no file"),
+        (["capture", "MODEL", "TEXTS", "-o", "a.safetensors", "--batch-size", "0"], "size is 0"),
+        (["capture", "MODEL", "TEXTS", "-o", "a.safetensors", "--batch-size", "-1"], "size is -1"),
+        (["capture", "MODEL", "TEXTS", "-o", "a.safetensors", "--sites", " ,"], "names none"),
+        (["capture", "MODEL", "DEEP", "-o", "a.safetensors"], 'line 1 has no "text"'),
+        (["capture", "MODEL", "HALF", "-o", "a.safetensors"], "jsonl: line 3 has half a char"),
+        (["MODEL", "--picture", "DIR.svg"], "is a directory"),
+        (["EMPTY"], "no causal language model"),
+        (["ADAPTER"], "is an adapter"),
         (["capture", "MODEL", "TEXTS", "-o", "a.safetensors", "--layers", "2-1"], "'2-1'"),
         (["capture", "MODEL", "TEXTS", "-o", "a.safetensors", "--layers", "9"], "layer 9"),
         (["capture", "MODEL", "TEXTS", "-o", "a.safetensors", "--sites", "zz"], "no site 'zz'"),
@@ -93,7 +103,13 @@ def test_bad_input_is_told(words, told, tiny_llama, tmp_path, monkeypatch):
     texts.write_text("the cat sat")
     (tmp_path / "texts.txt.safetensors").touch()
     (tmp_path / "texts.txt.svg").touch()
-    places = {"MODEL": tiny_llama, "EMPTY": tmp_path, "TEXTS": texts}
+    (tmp_path / "deep.jsonl").write_text("[" * 100_000)
+    (tmp_path / "half.jsonl").write_text('{"text": "a"}\n\n{"text": "\\ud800"}\n')
+    for name in ("dir.safetensors", "dir.svg", "adapter"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    places = {"DEEP": "deep.jsonl", "HALF": "half.jsonl", "DIR": "dir", "ADAPTER": "./adapter"}
+    places |= {"MODEL": tiny_llama, "EMPTY": tmp_path, "TEXTS": texts}
     given = []
     for word in words:
         for name, place in places.items():
@@ -107,3 +123,51 @@ def test_help_imports_no_torch():
     code = "import sys, zeitgeist.cli.inspect; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.fixture
+def tiny_gpt2(tmp_path, tiny_tokenizer):
+    import shutil
+
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(vocab_size=288, n_positions=16, n_embd=8, n_layer=1, n_head=2)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    shutil.copytree(tiny_tokenizer, tmp_path / "gpt2", dirs_exist_ok=True)
+    return tmp_path / "gpt2"
+
+
+def test_texts_longer_than_learned_positions_are_refused(capsys, tiny_gpt2, tmp_path):
+    from zeitgeist.errors import ZeitgeistError
+
+    texts = tmp_path / "texts.txt"
+    texts.write_text("a\n" + "the cat sat on a mat " * 40)
+    with pytest.raises(ZeitgeistError, match=r"window has 17 tokens .* reads 16; --length 16"):
+        run(capsys, tiny_gpt2, "--texts", texts, "--length", 17)
+    with pytest.raises(ZeitgeistError, match=r"--sentence: text 1 has .* reads 16"):
+        run(capsys, tiny_gpt2, "--texts", texts, "--length", 16, "--sentence", "cat " * 40)
+    with pytest.raises(ZeitgeistError, match=r"texts.txt: text 2 has .* reads 16"):
+        run(capsys, "capture", tiny_gpt2, texts, "-o", tmp_path / "a.safetensors")
+
+
+def test_every_line_but_an_empty_last_one_is_a_row(capsys, tiny_llama, tmp_path):
+    (tmp_path / "t.txt").write_bytes("\ufeffa\u2028b\r\nc\x85d\n".encode())
+    place = tmp_path / "new" / "directory" / "a.safetensors"
+    run(capsys, "capture", tiny_llama, tmp_path / "t.txt", "--sites", "z,", "-o", place)
+    assert load_file(place)["z.0"].shape[0] == 2
+    (tmp_path / "t.jsonl").write_bytes('\ufeff{"text": "a"}\r\n\r\n{"text": "b"}\r\n'.encode())
+    words = ["--sites", "z", "--overwrite", "-o", place]
+    run(capsys, "capture", tiny_llama, tmp_path / "t.jsonl", *words)
+    assert load_file(place)["z.0"].shape[0] == 2
+
+
+def test_control_characters_are_drawn_quoted():
+    from zeitgeist.inspection.lens_charts import _shown
+
+    assert [_shown(word) for word in (" a ", " ", "\x00", "a\x1b", "\ud800")] == [
+        "a",
+        "' '",
+        r"'\x00'",
+        r"'a\x1b'",
+        r"'\ud800'",
+    ]

@@ -33,11 +33,16 @@ def files(tmp_path, monkeypatch):
     (tmp_path / "tokens.jsonl").write_text(lines(tokens))
     names = program.model.graph.names(program.circuit)
     (tmp_path / "known.json").write_text(json.dumps(names))
+    (tmp_path / "wide.jsonl").write_text(lines([{"clean": [77]}]))
+    (tmp_path / "long.jsonl").write_text(lines([{"clean": [0] * 99}]))
     (tmp_path / "texts.jsonl").write_text(lines(TEXTS))
     (tmp_path / "circuit.json").write_text(json.dumps(CIRCUIT))
     (tmp_path / "nodes.json").write_text('{"nodes": ["embed", "m0", "logits"]}')
     (tmp_path / "wrong.json").write_text('["embed->a7.h1.q"]')
     (tmp_path / "broken.json").write_text("{")
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "old.png").touch()
     (tmp_path / "there.json").write_text("mine")
 
 
@@ -77,7 +82,7 @@ def test_texts_and_a_language_model(capsys, tiny_llama, tmp_path):
     assert out.count("\n") == 6 and "complement" in out
     found = json.loads(run(capsys, "run", *words, "--circuit", "nodes.json", "--json"))
     assert {len(values) for values in found.values()} == {3}
-    tests = ["--circuit", "circuit.json", "--draws", 4, "--tests", "equivalence,minimality"]
+    tests = ["--circuit", "circuit.json", "--draws", 4, "--tests", "equivalence, minimality"]
     out = run(capsys, "test", *words, *tests)
     assert "equivalence" in out and "sufficiency" not in out and "uninformative" in out
 
@@ -121,6 +126,8 @@ def test_shorter_texts_are_padded_behind(tiny_tokenizer):
         ({"clean": "the cat", "answers": [" a big dog"]}, "' a big dog' in 'answers' is"),
         ({"clean": "the cat", "positions": [99]}, r"positions \[99\]"),
         ({"clean": {"a": 1}}, "'clean' is {'a': 1}"),
+        ({"clean": [99999]}, "'clean' has the token 99999"),
+        ({"clean": [1], "answers": [99999]}, "'answers' has the token 99999"),
         ({"clean": [1, -4]}, r"'clean' is \[1, -4\]"),
         ([1], 'there is no "clean"'),
     ],
@@ -136,6 +143,10 @@ def test_bad_pairs_are_told_with_their_line(capsys, tiny_llama, tmp_path, row, t
     [
         (["--circuit", "missing.json"], "missing.json: cannot be read"),
         (["--circuit", "broken.json"], "broken.json: cannot be read"),
+        (["--circuit", "deep.json"], "deep.json: cannot be read"),
+        (["--circuit", "circuit.json", "--seed", "-1"], "seed is -1"),
+        (["--circuit", "circuit.json", "--picture", "folder.png"], "is a directory"),
+        (["--circuit", "circuit.json", "--picture", "old.png"], "already there.*--overwrite"),
         (["--circuit", "wrong.json"], "wrong.json: 'a7.h1.q' of the edge"),
         (["--circuit", "circuit.json", "--sizes", "a lot"], "--sizes 'a lot'"),
         (["--circuit", "circuit.json", "--draws", "0"], "draws is 0"),
@@ -158,6 +169,8 @@ def test_bad_options_are_told(capsys, tiny_llama, words, told):
         ("none.safetensors", "tokens.jsonl", "no small transformer"),
         ("tracr:proportion", "texts.jsonl", "this model has no tokenizer"),
         ("tracr:proportion", "missing.jsonl", "cannot be read"),
+        ("tracr:proportion", "wide.jsonl", "wide.jsonl:1: 'clean' has the token 77"),
+        ("tracr:proportion", "long.jsonl", 'long.jsonl:1: "clean" has 99 tokens'),
         ("tracr:proportion", "tokens.jsonl", "nothing to replace the inputs by"),
     ],
 )

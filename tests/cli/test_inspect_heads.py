@@ -80,7 +80,8 @@ def test_toy_trains_writes_and_draws(capsys, tmp_path):
     rows = json.loads(run(capsys, "toy", *TOY, "--attention", "relu", "--json"))
     assert [row["step"] for row in rows] == [0, 3]
     out = run(capsys, "toy", *TOY[2:], "--layers", 2, "--without-attention", 0, "--triggers", 0)
-    assert "triggers: none" in out
+    assert "triggers: none" in out and "0.0000" not in out and " - " in out
+    assert run(capsys, "toy", *TOY, "--no-bos").count("\n") > 3
 
 
 @pytest.mark.parametrize(
@@ -96,6 +97,14 @@ def test_toy_trains_writes_and_draws(capsys, tmp_path):
         (["scan", "MODEL", "--domain", "a=TEXT", "--active", "0.8"], "active is 0.8"),
         (["scan", "MODEL", "--domain", "a=TEXT", "-o", "TEXT"], "is a file"),
         (["scan", "MODEL", "--domain", "a=TEXT", "--picture", "x.gif"], "no .png or .svg"),
+        (["scan", "MODEL", "--domain", "a=TEXT", "-o", "TEXT/x"], "lies in a file"),
+        (["toy", "-o", "TEXT/x"], "lies in a file"),
+        (["scan", "EMPTY", "--domain", "a=TEXT"], "no causal language model"),
+        (["scan", "ADAPTER", "--domain", "a=TEXT"], "is an adapter"),
+        (["scan", "MODEL", "--domain", "a=DEEP"], 'line 1 has no "text"'),
+        (["scan", "MODEL", "--domain", "a=HALF"], "line 3 has half a character"),
+        (["ablate", "missing", "--domain", "a=TEXT", "--parts", "0.1", "--seed", "-1"], "d is -1"),
+        (["ablate", "missing", "--domain", "a=TEXT", "--parts", "0.1, 0.1"], "0.1 twice"),
         (["scan", "missing", "--domain", "a=TEXT"], "'missing'"),
         (["ablate", "MODEL", "--domain", "a=TEXT", "--parts", "head"], "'head' is no part"),
         (["ablate", "MODEL", "--domain", "a=TEXT", "--parts", "9.0", *SMALL], "has no 9.0"),
@@ -114,7 +123,14 @@ def test_bad_input_is_told(words, told, tiny_llama, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.txt").write_text("the cat sat on a mat and the dog ran to it " * 8)
     (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{"words": "b"}\n')
-    places = {"MODEL": tiny_llama, "TEXT": "text.txt", "BAD": "bad.jsonl"}
+    (tmp_path / "deep.jsonl").write_text("[" * 100_000)
+    (tmp_path / "half.jsonl").write_text('{"text": "a"}\n\n{"text": "\\ud800"}\n')
+    for name in ("empty", "adapter"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    places = {"DEEP": "deep.jsonl", "HALF": "half.jsonl"}
+    places |= {"EMPTY": "./empty", "ADAPTER": "./adapter"}
+    places |= {"MODEL": tiny_llama, "TEXT": "text.txt", "BAD": "bad.jsonl"}
     given = []
     for word in words:
         for name, place in places.items():
@@ -138,3 +154,27 @@ def test_help_imports_no_torch():
     code = "import sys, zeitgeist.cli.inspect_heads; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.fixture
+def tiny_gpt2(tmp_path, tiny_tokenizer):
+    import shutil
+
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(vocab_size=288, n_positions=16, n_embd=8, n_layer=1, n_head=2)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    shutil.copytree(tiny_tokenizer, tmp_path / "gpt2", dirs_exist_ok=True)
+    return tmp_path / "gpt2"
+
+
+def test_windows_longer_than_learned_positions_are_refused(capsys, tiny_gpt2, domains, tmp_path):
+    from zeitgeist.errors import ZeitgeistError
+
+    for words in (
+        ["scan", tiny_gpt2, "--windows", 2],
+        ["ablate", tiny_gpt2, "--parts", "0.1"],
+        ["map", tiny_gpt2, "0.1", "--picture", tmp_path / "x.png"],
+    ):
+        with pytest.raises(ZeitgeistError, match=r"has 17 tokens .* reads 16; --length 16"):
+            run(capsys, *words, *domains, "--length", 17)

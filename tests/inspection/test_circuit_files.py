@@ -75,3 +75,24 @@ def test_a_file_without_pairs_and_one_that_is_no_text(tmp_path):
     for path in (tmp_path / "bytes", tmp_path, tmp_path / "missing"):
         with pytest.raises(InputInvalid, match="cannot be read"):
             read_pairs(path, None)
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ('{"clean": [9]}', ":2: 'clean' has the token 9 and the model knows 9"),
+        ('{"clean": [1], "corrupted": [12]}', ":2: 'corrupted' has the token 12"),
+        ('{"clean": [1], "answers": [4]}', ":2: 'answers' has the token 4 .*from 0 to 3"),
+        ('{"clean": [1], "wrong": [7]}', ":2: 'wrong' has the token 7"),
+        ('{"clean": [1, 2, 3, 4]}', ':2: "clean" has 4 tokens and the model reads 3'),
+        (r'{"clean": "\ud800"}', ":2: 'clean' has half a character"),
+    ],
+)
+def test_what_the_model_does_not_know_is_told_with_its_line(tmp_path, line, told):
+    path = written(tmp_path, '{"clean": [8]}', line)
+    with pytest.raises(InputInvalid, match=told):
+        read_pairs(path, Words(), vocabulary=9, outputs=4, context=3)
+
+
+def test_a_mark_of_byte_order_is_no_text(tmp_path):
+    assert read_pairs(written(tmp_path, '\ufeff{"clean": [1]}'), None).clean.tolist() == [[1]]

@@ -68,8 +68,8 @@ def tell_scan(report: "HeadsReport", rows: int) -> None:
     )
 
 
-def _known(value: float | None, digits: int) -> str:
-    return "     -" if value is None else f"{value:6.{digits}f}"
+def _known(value: float | None, digits: int, width: int = 6) -> str:
+    return f"{'-':>{width}s}" if value is None else f"{value:{width}.{digits}f}"
 
 
 def tell_ablated(rows: "list[Ablated]") -> None:
@@ -95,12 +95,15 @@ def tell_toy(run: "ToyRun") -> None:
     )
     for record in run.records:
         own = record.layers[record.copying_layer]
-        value = (own.value_first or 0.0) / (own.value_others or 1.0)
+        value = None
+        if own.value_first is not None and own.value_others:
+            value = own.value_first / own.value_others
         norms = "  ".join(f"{x.stream_first:.1f}/{x.stream_others:.1f}" for x in record.layers)
         print(
-            f"{record.step:7d} {record.copy_loss or 0.0:8.4f} {record.bigram_excess or 0.0:7.3f} "
-            f"{record.copying_layer:5d} {own.sink_idle or 0.0:5.2f} "
-            f"{own.sink_trigger or 0.0:7.2f} {own.sink_logit or 0.0:6.1f} {value:6.2f}  {norms}"
+            f"{record.step:7d} {_known(record.copy_loss, 4, 8)} "
+            f"{_known(record.bigram_excess, 3, 7)} {record.copying_layer:5d} "
+            f"{_known(own.sink_idle, 2, 5)} {_known(own.sink_trigger, 2, 7)} "
+            f"{_known(own.sink_logit, 1)} {_known(value, 2)}  {norms}"
         )
     print(
         "copy: loss after triggers; excess: loss elsewhere above the best; idle, trigger:\n"

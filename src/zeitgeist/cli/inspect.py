@@ -53,11 +53,14 @@ def overview(
     overwrite
         Replace an existing picture.
     """
+    from zeitgeist.cli.opening import check_length, check_texts
     from zeitgeist.cli.pictures import check_picture, write_picture
 
     check_picture(picture, overwrite=overwrite)
     given = None if texts is None else ["\n".join(_texts(texts))]
     opened, tokenizer = _opened(model)
+    check_length(opened, length)
+    check_texts(opened, tokenizer, [sentence], "--sentence")
 
     from zeitgeist.inspection.overview import overview as look
 
@@ -175,29 +178,43 @@ def capture(
         Replace an existing output.
     """
     from zeitgeist.cli.numbers import numbers
+    from zeitgeist.cli.opening import check_texts
     from zeitgeist.errors import InputInvalid, OutputExists
 
     wanted = numbers("--layers", layers)
     at = positions if positions == "last" else numbers("--positions", positions)
     if output.suffix != ".safetensors":
         raise InputInvalid(f"the output '{output}' is no .safetensors", mend="name it so")
+    if output.is_dir() or any(parent.is_file() for parent in output.parents):
+        raise InputInvalid(f"the output '{output}' can be no file", mend="choose another name")
     if output.exists() and not overwrite:
-        raise OutputExists(f"the output '{output}' is already there", mend="choose another name")
+        raise OutputExists(
+            f"the output '{output}' is already there", mend="choose another name or --overwrite"
+        )
+    if batch_size < 1:
+        raise InputInvalid(f"--batch-size is {batch_size}", mend="give 1 or more")
+    named_sites = [name.strip() for name in sites.split(",") if name.strip()]
+    if not named_sites:
+        raise InputInvalid(f"--sites {sites!r} names none", mend="such as resid_post,z")
     rows = _texts(texts)
 
     from safetensors.torch import save_file
 
     from zeitgeist.activations.texts import capture_texts
 
+    opened, tokenizer = _opened(model)
+    check_texts(opened, tokenizer, rows, texts)
     found = capture_texts(
-        *_opened(model),
+        opened,
+        tokenizer,
         rows,
-        sites.split(","),
+        named_sites,
         layers=wanted,
         positions=at or "last",
         batch_size=batch_size,
     )
     named = {k if isinstance(k, str) else f"{k[0]}.{k[1]}": x for k, x in found.items()}
+    output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.name}.partial")
     save_file({name: x.contiguous() for name, x in named.items()}, partial)
     partial.replace(output)
@@ -207,43 +224,19 @@ def capture(
 
 
 def _opened(model: str) -> tuple[Any, Any]:
-    """A model in the precision it was saved in, where it runs fastest, and its tokenizer."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    """A model in the precision it was saved in, and its tokenizer."""
+    from zeitgeist.cli.opening import open_model
 
-    from zeitgeist.checkpoints import resolve
-
-    place = resolve(model)
-    opened = AutoModelForCausalLM.from_pretrained(place, dtype="auto", local_files_only=True)
-    return (
-        opened.eval().to("cuda" if torch.cuda.is_available() else "cpu"),
-        AutoTokenizer.from_pretrained(place, local_files_only=True),
-    )
+    return open_model(model, "auto")
 
 
 def _texts(path: Path) -> list[str]:
-    import json
-
+    from zeitgeist.cli.text_files import json_texts, lines_of
     from zeitgeist.errors import InputInvalid
 
     if path.suffix not in (".txt", ".jsonl"):
         raise InputInvalid("the texts are no .txt or .jsonl", origin=path, mend="name them so")
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputInvalid(f"cannot be read: {error}", origin=path, mend="give UTF-8") from error
-    if path.suffix == ".txt":
-        return lines
-    found = []
-    for number, line in enumerate(lines, 1):
-        try:
-            text = json.loads(line)["text"]
-        except (ValueError, KeyError, TypeError):
-            text = None
-        if not isinstance(text, str):
-            raise InputInvalid(f'line {number} has no "text"', origin=path, mend="give one")
-        found.append(text)
-    return found
+    return lines_of(path) if path.suffix == ".txt" else json_texts(path)
 
 
 def _size(count: int) -> str:

@@ -266,8 +266,11 @@ def test(
     json
         Print the report as JSON.
     """
+    from zeitgeist.errors import InputInvalid
     from zeitgeist.inspection.circuit import CircuitOptions, verify
 
+    if seed < 0:
+        raise InputInvalid(f"--seed is {seed}", mend="give 0 or more")
     options = CircuitOptions(
         ablation=ablation,
         eps=eps,
@@ -288,7 +291,7 @@ def test(
     _check(output, picture, overwrite)
     opened, rows = _open(model, pairs)
     _, edges = _circuit(opened, circuit)
-    names = [name for name in tests.split(",") if name]
+    names = [name.strip() for name in tests.split(",") if name.strip()]
     report = verify(opened, rows, edges, score, options, tests=names)
     if output is not None:
         _write(dumps(report.to_json(), indent=1), output)
@@ -315,12 +318,22 @@ def _check(output: Path | None, picture: Path | None, overwrite: bool) -> None:
 
 def _open(model: str, pairs: Path) -> tuple[Any, Any]:
     """The model, ready to be cut, and the pairs."""
+    from zeitgeist.cli.opening import context_of
     from zeitgeist.inspection.circuit_files import read_pairs
     from zeitgeist.inspection.circuit_llama import circuit_model
     from zeitgeist.inspection.circuit_opening import open_for_circuits
 
     opened, tokenizer = open_for_circuits(model)
-    return circuit_model(opened), read_pairs(pairs, tokenizer)
+    config = opened.config
+    vocabulary = getattr(config, "vocab_size", None) or config.vocabulary
+    rows = read_pairs(
+        pairs,
+        tokenizer,
+        vocabulary=vocabulary,
+        outputs=getattr(config, "outputs", None) or vocabulary,
+        context=context_of(opened),
+    )
+    return circuit_model(opened), rows
 
 
 def _circuit(model: Any, path: Path) -> "tuple[Graph, np.ndarray]":
@@ -329,7 +342,11 @@ def _circuit(model: Any, path: Path) -> "tuple[Graph, np.ndarray]":
 
     try:
         told = loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise InputInvalid(
+            f"cannot be read: {error}", origin=path, mend="name a file that can be read"
+        ) from error
+    except (ValueError, RecursionError) as error:
         raise InputInvalid(f"cannot be read: {error}", origin=path, mend="give JSON") from error
     return model.graph, circuit_from_json(model.graph, told, path)
 

@@ -91,7 +91,7 @@ def scan(
         dormant=dormant,
         active=active,
     )
-    report = look(*_opened(model), texts, options, layers=wanted)
+    report = look(*_opened(model, length), texts, options, layers=wanted)
     if output is not None:
         report.save(output, overwrite=overwrite)
     if json:
@@ -152,15 +152,22 @@ def ablate(
     json
         Print machine-readable rows.
     """
+    from zeitgeist.errors import InputInvalid
+
+    if seed < 0:
+        raise InputInvalid(f"--seed is {seed}", mend="give 0 or more")
     texts = _domains(domain)
     from zeitgeist.inspection.heads_ablate import Part
     from zeitgeist.inspection.heads_ablate import ablate as take_out
     from zeitgeist.inspection.heads_options import HeadsOptions
 
     named = [Part.named(part) for part in parts.split(",")]
+    for part in named:
+        if named.count(part) > 1:
+            raise InputInvalid(f"--parts names {part} twice", mend="name it once")
     options = HeadsOptions(length=length, windows=windows, bos=bos, batch_size=batch_size)
     found = take_out(
-        *_opened(model), texts, list(named), how, options, together=together, seed=seed
+        *_opened(model, length), texts, list(named), how, options, together=together, seed=seed
     )
     if json:
         print(dumps([asdict(row) for row in found], indent=2))
@@ -212,7 +219,9 @@ def map_(
     from zeitgeist.inspection.heads import head_patterns
     from zeitgeist.inspection.heads_charts import pattern_chart
 
-    found = head_patterns(*_opened(model), texts, int(layer), int(number), length=length, bos=bos)
+    found = head_patterns(
+        *_opened(model, length), texts, int(layer), int(number), length=length, bos=bos
+    )
     for name, (tokens, weights) in found.items():
         print(f"{name}: {float(weights[1:, 0].mean()):.1%} of its attention on {tokens[0]!r}")
     write_picture(pattern_chart(found, head, hide_first=hide_first), picture)
@@ -235,7 +244,7 @@ def toy(
     length: int = 256,
     triggers: int = 3,
     random_triggers: bool = False,
-    bos: bool = True,
+    bos: Annotated[bool, Parameter(negative="--no-bos")] = True,
     seed: int = 42,
     record_every: int = 250,
     overwrite: bool = False,
@@ -295,6 +304,7 @@ def toy(
 
     absent = numbers("--without-attention", without_attention) or ()
     check_picture(picture, overwrite=overwrite)
+    _check_place(output)
     given = None
     if text is not None:
         try:
@@ -357,47 +367,32 @@ def _domains(named: list[str]) -> dict[str, list[str]]:
 
 
 def _texts(path: Path) -> list[str]:
-    import json
+    from zeitgeist.cli.text_files import json_texts, lines_of
 
-    from zeitgeist.errors import InputInvalid
-
-    try:
-        content = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputInvalid(f"cannot be read: {error}", origin=path, mend="give UTF-8") from error
-    if path.suffix != ".jsonl":
-        return [content]
-    found = []
-    for number, line in enumerate(content.splitlines(), 1):
-        try:
-            text = json.loads(line)["text"]
-        except (ValueError, KeyError, TypeError):
-            text = None
-        if not isinstance(text, str):
-            raise InputInvalid(f'line {number} has no "text"', origin=path, mend="give one")
-        found.append(text)
-    return found
+    return json_texts(path) if path.suffix == ".jsonl" else ["\n".join(lines_of(path))]
 
 
-def _opened(model: str) -> tuple[Any, Any]:
+def _opened(model: str, length: int) -> tuple[Any, Any]:
     """Model and tokenizer, in float32: half precision rounds peaks, and its squares overflow."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from zeitgeist.checkpoints import is_adapter, resolve
-    from zeitgeist.errors import InputInvalid
+    from zeitgeist.cli.opening import check_length, open_model
 
-    place = resolve(model)
-    if is_adapter(place):
-        raise InputInvalid(f"{model!r} is an adapter", mend="merge it into its base first")
-    opened = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, local_files_only=True)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True)
-    return opened.eval().to(device), tokenizer
+    opened, tokenizer = open_model(model, torch.float32)
+    check_length(opened, length)
+    return opened, tokenizer
 
 
 def _check_output(output: Path | None, overwrite: bool) -> None:
+    _check_place(output)
     if output is not None:
         from zeitgeist.checkpoints import check_output
 
         check_output(output, overwrite=overwrite, replaces=("heads.json",))
+
+
+def _check_place(output: Path | None) -> None:
+    from zeitgeist.errors import InputInvalid
+
+    if output is not None and any(parent.is_file() for parent in output.parents):
+        raise InputInvalid(f"the output '{output}' lies in a file", mend="choose another name")

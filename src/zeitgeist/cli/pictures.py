@@ -7,13 +7,20 @@ from typing import Any
 from zeitgeist.errors import ExtraMissing, InputInvalid, OutputExists
 
 
-def check_picture(picture: Path | None, *, overwrite: bool = False) -> None:
+def check_picture(picture: Path | None, *, overwrite: bool | None = None) -> None:
     """Refuse what could not be written later.
+
+    Parameters
+    ----------
+    picture
+        Where to; None: nowhere.
+    overwrite
+        Whether an existing one may be replaced; None: the command has no such option.
 
     Raises
     ------
     InputInvalid
-        The name says no format, or lies in a file.
+        The name says no format, is a directory, or lies in a file.
     OutputExists
         It is there already.
     ExtraMissing
@@ -31,8 +38,11 @@ def check_picture(picture: Path | None, *, overwrite: bool = False) -> None:
         raise InputInvalid(f"the picture '{picture}' is no .png or .svg", mend="name it so")
     if any(parent.is_file() for parent in picture.parents):
         raise InputInvalid(f"the picture '{picture}' lies in a file", mend="choose another name")
+    if picture.is_dir():
+        raise InputInvalid(f"the picture '{picture}' is a directory", mend="choose another name")
     if picture.exists() and not overwrite:
-        raise OutputExists(f"the picture '{picture}' is already there", mend="choose another name")
+        mend = "choose another name" + ("" if overwrite is None else " or --overwrite")
+        raise OutputExists(f"the picture '{picture}' is already there", mend=mend)
     if not all(map(find_spec, ("altair", "vl_convert"))):
         raise ExtraMissing.named("report", "drawing a picture")
 

@@ -16,7 +16,14 @@ LARGEST = 2**31
 """No vocabulary has as many tokens."""
 
 
-def read_pairs(path: Path, tokenizer: Any) -> Pairs:
+def read_pairs(
+    path: Path,
+    tokenizer: Any,
+    *,
+    vocabulary: int | None = None,
+    outputs: int | None = None,
+    context: int | None = None,
+) -> Pairs:
     """Pairs from a file: a line of JSON each, with texts or with tokens.
 
     ``{"clean": "...", "corrupted": "...", "answers": [" Mary"], "wrong": [" John"]}``; texts become
@@ -29,19 +36,34 @@ def read_pairs(path: Path, tokenizer: Any) -> Pairs:
         The file.
     tokenizer
         Of the model; None where the file holds tokens.
+    vocabulary
+        How many tokens the model reads.
+    outputs
+        How many it can answer; default: as many.
+    context
+        The longest input it reads.
 
     Raises
     ------
     InputInvalid
         The file cannot be read, a line is built otherwise, a replacement has another number of
-        tokens than its input, or an answer is not a single token.
+        tokens than its input, an answer is not a single token, or the model knows no such token or
+        reads no input as long.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # as JSON has other line ends inside
-    except (OSError, UnicodeDecodeError) as error:
+        lines = path.read_text(encoding="utf-8-sig").split(
+            "\n"
+        )  # as JSON has other line ends inside
+    except OSError as error:
+        raise InputInvalid(
+            f"cannot be read: {error}", origin=path, mend="name a file that can be read"
+        ) from error
+    except UnicodeDecodeError as error:
         raise InputInvalid(f"cannot be read: {error}", origin=path, mend="give UTF-8") from error
     numbers = [i for i, line in enumerate(lines, 1) if line.strip()]
     rows = [_row(lines[i - 1], f"{path}:{i}", tokenizer) for i in numbers]
+    for number, row in zip(numbers, rows, strict=True):
+        _check_row(row, f"{path}:{number}", vocabulary, outputs or vocabulary, context)
     if not rows:
         raise InputInvalid("there is no pair", origin=path, mend="give one per line")
     has = {key: [bool(row[key]) for row in rows] for key in ("corrupted", "answers", "wrong")}
@@ -72,6 +94,30 @@ def read_pairs(path: Path, tokenizer: Any) -> Pairs:
         stacked("answers", NONE, widths["answers"]),
         stacked("wrong", NONE, widths["wrong"]),
     )
+
+
+def _check_row(
+    row: dict[str, list[int]],
+    origin: str,
+    vocabulary: int | None,
+    outputs: int | None,
+    context: int | None,
+) -> None:
+    """Refuse what the model cannot read or answer."""
+    if context is not None and len(row["clean"]) > context:
+        raise InputInvalid(
+            f'"clean" has {len(row["clean"])} tokens and the model reads {context}',
+            origin=origin,
+            mend=f"give at most {context}",
+        )
+    for key in ("clean", "corrupted", "answers", "wrong"):
+        limit = vocabulary if key in ("clean", "corrupted") else outputs
+        if limit is not None and row[key] and max(row[key]) >= limit:
+            raise InputInvalid(
+                f"{key!r} has the token {max(row[key])} and the model knows {limit}",
+                origin=origin,
+                mend=f"give tokens from 0 to {limit - 1}",
+            )
 
 
 def _row(line: str, origin: str, tokenizer: Any) -> dict[str, list[int]]:
@@ -134,6 +180,14 @@ def _tokens(told: object, key: str, origin: str, tokenizer: Any) -> list[int]:
                 origin=origin,
                 mend="give tokens",
             )
+        try:
+            told.encode()
+        except UnicodeEncodeError as error:
+            raise InputInvalid(
+                f"{key!r} has half a character, {told[error.start]!r}",
+                origin=origin,
+                mend="give both surrogates or none",
+            ) from error
         return list(tokenizer(told, add_special_tokens=False)["input_ids"])
     if type(told) is int:
         told = [told]
