@@ -338,11 +338,11 @@ STUDY = Study(
             ),
         ),
         "full": Size(
-            2,
-            _LANGUAGE,
-            _SMOLLM2,
+            5,
+            _strings(*KINDS),
+            _STRINGS,
             minutes=15,
-            also=(Size(5, _strings(*KINDS), _STRINGS),),
+            also=(Size(2, _LANGUAGE, _SMOLLM2),),
         ),
         "paper": Size(
             5,
