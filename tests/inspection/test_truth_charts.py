@@ -71,3 +71,12 @@ def test_a_map_does_not_show_less_than_chance_as_something():
     (cells,) = FIGURES["map"].chart.to_dict()["datasets"].values()
     assert min(row["auc"] for row in cells) == 0.5
     assert min(row["value"] for row in cells) == 0.4
+
+
+def test_what_luck_reaches_is_drawn_and_not_only_told():
+    spec = FIGURES["map"].spec
+    assert "0.60 on average and 0.65 in one" in spec["title"]["text"][0]
+    (framed,) = [layer for layer in spec["layer"] if "stroke" in layer["mark"]]
+    assert float(framed["transform"][0]["filter"].rsplit(">")[1]) == pytest.approx(0.645, abs=0.01)
+    bare = FIGURES["bare map"].spec
+    assert "title" not in bare and not [x for x in bare["layer"] if "stroke" in x["mark"]]

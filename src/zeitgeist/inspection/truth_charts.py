@@ -24,6 +24,8 @@ COLOURS = ("#999999", "#56B4E9", "#009E73", "#E69F00", "#CC79A7")
 def map_chart(found: HeatMap, layers: Sequence[int], positions: Sequence[str]) -> Figure:
     """Layers upwards, tokens to the right; colour from a coin's 0.5 to 1.
 
+    What shuffled labels reach is drawn: framed cells lie above it, and the title says how high.
+
     Parameters
     ----------
     found
@@ -47,15 +49,20 @@ def map_chart(found: HeatMap, layers: Sequence[int], positions: Sequence[str]) -
     best = base.mark_point(shape="diamond", color="#1b1b1b", filled=True, size=40).transform_filter(
         f"datum.layer == '{layers[found.best[0]]}' && datum.token == '{positions[found.best[1]]}'"
     )
-    chart = alt.layer(
-        base.mark_rect().encode(color=colour, tooltip=["layer:N", "token:N", "value:Q"]), best
-    )
-    luck = ""
+    area = base.mark_rect().encode(color=colour, tooltip=["layer:N", "token:N", "value:Q"])
+    chart, luck = alt.layer(area, best), ""
     if len(found.null):
+        bound = float(found.null.quantile(0.95))
         luck = (
-            f" With shuffled labels the best of all cells reaches {float(found.null.mean()):.2f} "
-            f"on average and {float(found.null.quantile(0.95)):.2f} in one of twenty cases."
+            f"With shuffled labels the best of all cells reaches {float(found.null.mean()):.2f} "
+            f"on average and {bound:.2f} in one of twenty cases"
         )
+        above = base.mark_rect(filled=False, stroke="white").transform_filter(
+            f"datum.value > {bound}"
+        )
+        title = alt.Title([luck, "(framed: above that)"], fontSize=11, anchor="start")
+        chart = alt.layer(area, above, best).properties(title=title)
+        luck = f" {luck}."
     return Figure(
         "truth-map",
         "Where a probe tells right answers from wrong ones",
