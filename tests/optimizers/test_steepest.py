@@ -581,3 +581,9 @@ def test_what_parameters_cannot_tell_is_asked_for():
     for kind in set(NORMS) - set(OF_VECTORS):
         with pytest.raises(InputInvalid, match="is a norm of matrices"):
             Steepest([parameter(2)], kind)
+
+
+def test_an_optimiser_without_a_module_still_says_what_it_follows():
+    told = preset("muon", nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4))).explain()
+    assert [line.split()[-3] for line in told.splitlines()] == ["adam", "spectral", "adam"]
+    assert "spectral" in Steepest([nn.Parameter(torch.zeros(3, 3))], norm="spectral").explain()

@@ -190,8 +190,14 @@ class Steepest(torch.optim.Optimizer):
         group.setdefault("numerator", torch.tensor(0.0, dtype=torch.float64))
 
     def explain(self) -> str:
-        """Which norm every parameter of the module got, and why, as lines of text."""
-        rows = [(each.name, str(each.shape), each.norm, each.why) for each in self.chosen]
+        """Which norm every parameter of the module got, and why, as lines of text.
+
+        Of parameters that came without their module, which norm each group was given.
+        """
+        rows = [(each.name, str(each.shape), each.norm, each.why) for each in self.chosen] or [
+            (f"group {i}", f"{len(group['params'])} tensors", str(group["norm"]), "as given")
+            for i, group in enumerate(self.param_groups)
+        ]
         widths = [max((len(row[i]) for row in rows), default=0) for i in range(3)]
         return "\n".join(
             "  ".join((*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]))
