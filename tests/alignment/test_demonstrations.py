@@ -159,3 +159,21 @@ def test_a_row_without_a_prompt_is_told(tmp_path, row):
     path.write_text(json.dumps(row))
     with pytest.raises(InputInvalid, match="row 0"):
         read_prompts(path)
+
+
+def test_only_line_feeds_end_a_line(tmp_path):
+    path = tmp_path / "d.jsonl"
+    row = {"prompt": "a\u2028b\x85", "completion": "c"}
+    path.write_text(json.dumps(row, ensure_ascii=False) + "\r\n", encoding="utf-8")
+    assert read_demonstrations(path) == [row]
+
+
+@pytest.mark.parametrize(
+    "line", ["[" * 100_000, '{"prompt": "a\\ud800", "completion": "b"}'], ids=["deep", "half"]
+)
+@pytest.mark.parametrize("read", [read_demonstrations, read_prompts])
+def test_what_no_tokenizer_could_read_is_refused(tmp_path, line, read):
+    path = tmp_path / "d.jsonl"
+    path.write_text(line)
+    with pytest.raises(InputInvalid, match=r"d\.jsonl.*(no JSON|half a character)"):
+        read(path)

@@ -45,6 +45,8 @@ def read_demonstrations(source: Source) -> list[dict[str, Any]]:
         raise InputInvalid("there are no demonstrations", origin=origin, mend=FORMS)
     for number, row in enumerate(rows):
         _check(row, f"{origin}, row {number}")
+        _check_whole([row.get(n) for n in ("messages", "prompt", "completion")],
+                     f"{origin}, row {number}")  # fmt: skip
     return rows
 
 
@@ -64,6 +66,7 @@ def read_prompts(source: str | Path) -> list[Any]:
             raise InputInvalid(f"there is no prompt in {row!r:.60}", origin=origin)
         if not isinstance(asked, str):
             _check_messages(asked, "prompt", origin)
+        _check_whole(asked, origin)
         found.append(asked)
     if not found:
         raise InputInvalid("there are no prompts", origin=source)
@@ -242,7 +245,7 @@ def _rows_of(path: Path) -> Iterator[Any]:
         found = _parsed(text, str(path))
         yield from found if isinstance(found, list) else [found]
         return
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             yield _parsed(line, f"{path}:{number}")
 
@@ -250,7 +253,7 @@ def _rows_of(path: Path) -> Iterator[Any]:
 def _parsed(text: str, origin: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputInvalid(f"this is no JSON: {error}", origin=origin) from error
 
 
@@ -281,6 +284,18 @@ def _check(row: Any, origin: str) -> None:
     else:
         for name in kinds:
             _check_messages(row[name], name, origin)
+
+
+def _check_whole(texts: Any, origin: str) -> None:
+    """Refuse half characters: JSON can write them, no tokenizer reads them."""
+    try:
+        json.dumps(texts, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:
+        raise InputInvalid(
+            f"there is half a character, {error.object[error.start]!r}",
+            origin=origin,
+            mend="give both surrogates or none",
+        ) from error
 
 
 def _check_messages(found: Any, name: str, origin: str) -> None:

@@ -50,7 +50,7 @@ def read_task(path: Path, tokenizer: Any, *, test: int, seed: int = 0, longest: 
         too few.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputInvalid(
             f"the task cannot be read: {error}", origin=path, mend="give a UTF-8 JSONL file"
@@ -106,8 +106,16 @@ def _example(line: str, tokenizer: Any, origin: str) -> Example:
     mend = 'write {"prompt": ..., "completion": ...} or {"messages": [...]}'
     try:
         record = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise InputInvalid(f"the line is no JSON: {error}", origin=origin, mend=mend) from error
+    try:
+        json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise InputInvalid(
+            f"there is half a character, {error.object[error.start]!r}",
+            origin=origin,
+            mend="give both surrogates or none",
+        ) from error
     if not isinstance(record, dict):
         raise InputInvalid(f"the line is {line[:40]!r}, no object", origin=origin, mend=mend)
     if "messages" in record:
