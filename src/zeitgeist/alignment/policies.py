@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from zeitgeist.checkpoints import is_adapter, resolve
@@ -27,22 +28,43 @@ def open_policy(reference: str | Path, *, dtype: torch.dtype = torch.float32) ->
     Raises
     ------
     InputInvalid
-        An adapter that does not say what its base is, or a model without a tokenizer.
+        An adapter that does not say what its base is, no causal language model, or one without
+        a tokenizer.
     """
     place, adapter = resolve(reference), None
     if is_adapter(place):
         path = place / "adapter_config.json"
-        named = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
-        if not named:
+        try:
+            named = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            named = None
+        if not named or not isinstance(named, str):
             raise InputInvalid(
                 "the adapter does not say what its base is",
                 origin=path,
                 mend="write base_model_name_or_path there",
             )
         adapter, place = place, resolve(named)
-    with quiet():
-        model = load_model(place, adapter, dtype=dtype)
-    return model, open_tokenizer(place)
+    return load_policy(place, adapter, dtype=dtype), open_tokenizer(place)
+
+
+def load_policy(place: Path, adapter: Path | None = None, **known: Any) -> Any:
+    """What `zeitgeist.training.load_model` loads, without its bars.
+
+    Raises
+    ------
+    InputInvalid
+        It is no causal language model, or its weights or the adapter's are damaged.
+    """
+    try:
+        with quiet():
+            return load_model(place, adapter, **known)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise InputInvalid(
+            f"this is no causal language model: {' '.join(str(error).split()):.160}",
+            origin=adapter or place,
+            mend="give one",
+        ) from error
 
 
 def open_tokenizer(place: Path) -> Any:

@@ -36,7 +36,7 @@ from zeitgeist.alignment.context_files import check_file, read_contexts, write_c
 from zeitgeist.alignment.decoding import control_tokens
 from zeitgeist.alignment.demonstrations import Source, encode_all, is_chat, turn_between
 from zeitgeist.alignment.mixing import Replaced
-from zeitgeist.alignment.policies import open_tokenizer, quiet
+from zeitgeist.alignment.policies import load_policy, open_tokenizer
 from zeitgeist.alignment.prefix_gap import GapReport, measure_gap
 from zeitgeist.alignment.self_generated_files import (
     card,
@@ -67,7 +67,7 @@ from zeitgeist.checkpoints import (
     versions,
 )
 from zeitgeist.errors import ExtraMissing, InputInvalid
-from zeitgeist.training import Example, best_device, best_dtype, load_model
+from zeitgeist.training import Example, best_device, best_dtype
 from zeitgeist.training.contexts import gold_context
 
 __all__ = ["Mixed", "SelfGeneratedOptions", "SelfGeneratedReport", "build_mixed", "train"]
@@ -234,8 +234,7 @@ def train(
         _, scored = encode_all(tokenizer, held_out, max_length=chosen.max_length)
     device = best_device()
     dtype = torch.float32 if chosen.adapt == "full" else best_dtype(device)
-    with quiet():
-        model = load_model(place, dtype=dtype, device=device)
+    model = load_policy(place, dtype=dtype, device=device)
     vocabulary = _vocabulary(model, tokenizer, rows, chosen)
     for each in filter(None, (examples, scored)):
         check_room(each, vocabulary, chosen)
