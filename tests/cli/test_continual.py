@@ -1,6 +1,7 @@
 """``zeitgeist continual``: on real files, for people and for programs, and bad input."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -64,3 +65,56 @@ def test_help_imports_no_torch():
     code = "import sys, zeitgeist.cli.continual; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--seed", "-1"], "the seed is -1"),
+        (["--seed", str(2**32 - 1)], "the seed is"),
+        (["--learning-rate", "nan"], "learning rate is nan"),
+        (["--learning-rate", "-1"], "learning rate is -1"),
+        (["-o", "dog.jsonl/out"], "lies in a file"),
+    ],
+)
+def test_what_would_fail_later_is_told_first(capsys, tiny_llama, words, told):
+    words = [*words, *([] if "-o" in words else ["-o", "out"])]
+    with pytest.raises(ZeitgeistError, match=told):
+        run(capsys, "run", tiny_llama, "cat.jsonl", "dog.jsonl", *SHORT, *words)
+
+
+def test_negative_warmup_is_refused(capsys, tiny_llama):
+    words = [*SHORT[:-1], "-1", "-o", "out"]
+    with pytest.raises(ZeitgeistError, match="warmup_steps is -1"):
+        run(capsys, "run", tiny_llama, "cat.jsonl", *words)
+
+
+def test_directories_that_are_no_models_are_told(capsys, tiny_llama, tiny_tokenizer, tmp_path):
+    (tmp_path / "empty").mkdir()
+    odd = shutil.copytree(tiny_llama, tmp_path / "odd")
+    (odd / "config.json").write_text('{"model_type": "zork"}')
+    for place in ("empty", "odd"):
+        with pytest.raises(ZeitgeistError, match="no causal language model"):
+            run(capsys, "run", place, "cat.jsonl", *SHORT, "-o", "out")
+
+
+def test_examples_beyond_the_models_positions_are_told(capsys, tiny_tokenizer, tmp_path):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(vocab_size=288, n_positions=4, n_embd=8, n_layer=1, n_head=2)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "short")
+    shutil.copytree(tiny_tokenizer, tmp_path / "short", dirs_exist_ok=True)
+    with pytest.raises(ZeitgeistError, match="the model reads 4"):
+        run(capsys, "run", "short", "cat.jsonl", *SHORT, "-o", "out")
+
+
+@pytest.mark.parametrize("scores", [{}, 3, {"tokens": ["a"]}, {"tokens": [0.5, 0.5]}])
+def test_damaged_scores_are_no_run(capsys, tmp_path, scores):
+    good = {"scores": {name: [0.5] for name in ("tokens", "exact", "nll")}, "losses": []}
+    told = {"tasks": ["cat"], "untrained": good, "rows": [{**good, "scores": scores}]}
+    (tmp_path / "accuracy.json").write_text(json.dumps(told))
+    with pytest.raises(ZeitgeistError, match="no finished sequence"):
+        run(capsys, "compare", tmp_path)
+    (tmp_path / "accuracy.json").write_text("[" * 100_000)
+    with pytest.raises(ZeitgeistError, match="no finished sequence"):
+        run(capsys, "compare", tmp_path)

@@ -9,6 +9,7 @@ run begins again with the task it was in, and its rows come out as if it had nev
 """
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
 from xxhash import xxh3_128
 
 from zeitgeist.checkpoints import (
@@ -281,26 +283,31 @@ def run_sequence(
     Raises
     ------
     InputInvalid
-        A file is no task, the reference is an adapter, the sampler needs classes, or unfinished
-        work is of other settings.
+        A file is no task or longer than the model reads, the reference is an adapter or no causal
+        model, the sampler needs classes, a setting is out of range, the output lies in a file, or
+        unfinished work is of other settings.
     OutputExists
         ``out`` is there and ``overwrite`` is false.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     target = Path(out)
     chosen = options or RestrictionOptions(per_step=8, sampler="reservoir")
     settings = lora or LoraSettings()
     if chosen.sampler == "balanced":
         raise InputInvalid("answers have no classes to balance", mend="give ring or reservoir")
+    _check_settings(settings, len(files))
+    if any(parent.is_file() for parent in target.parents):
+        raise InputInvalid(f"the output '{target}' lies in a file", mend="choose another name")
     place = resolve(reference)
     if is_adapter(place):
         raise InputInvalid(f"{str(reference)!r} is an adapter", mend="merge it into its base first")
     check_output(target, overwrite=overwrite, inputs=[place], replaces=(RECORD,))
-    tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True)
+    tokenizer = _opened(AutoTokenizer, place)
     tasks = read_tasks(
         [Path(file) for file in files], tokenizer, test=test, seed=settings.seed, longest=longest
     )
+    _check_context(_opened(AutoConfig, place), tasks)
     pad = int(tokenizer.pad_token_id or 0)
     with open_checkpoint(place) as source:
         hashes = source.fingerprint(progress=False)
@@ -322,9 +329,7 @@ def run_sequence(
     ):
         _take_up(partial, made_from, overwrite)
         device = best_device()
-        base: Any = AutoModelForCausalLM.from_pretrained(
-            place, dtype=best_dtype(device), local_files_only=True
-        )
+        base = _opened(AutoModelForCausalLM, place, dtype=best_dtype(device))
         model = with_lora(base.to(device), settings, str(reference))
         guard = guard_of(model, tasks, chosen, pad=pad)
         rows = _earlier(partial, model, guard, tasks)
@@ -372,12 +377,58 @@ def read_report(place: str | Path) -> SequenceReport:
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
         rows = tuple(_row(row) for row in known["rows"])
-        return SequenceReport(str(place), tuple(known["tasks"]), _row(known["untrained"]), rows)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        tasks = tuple(known["tasks"])
+        report = SequenceReport(str(place), tasks, _row(known["untrained"]), rows)
+        for score in SCORES:
+            matrix = np.array([row.scores[score] for row in (report.untrained, *rows)], float)
+            if not tasks or matrix.shape != (len(tasks) + 1, len(tasks)):
+                raise ValueError(f"{score} of {len(tasks)} tasks are {matrix.shape}")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise EvidenceInvalid(
             f"this is no finished sequence: {type(error).__name__}: {error}",
             origin=path,
             mend="give the output of zeitgeist continual run",
+        ) from error
+    return report
+
+
+def _check_settings(settings: LoraSettings, tasks: int) -> None:
+    """Refuse what torch or the Trainer would refuse after the work has begun."""
+    if not 0 <= settings.seed <= 2**32 - max(1, tasks):
+        raise InputInvalid(
+            f"the seed is {settings.seed}",
+            mend="give at least 0 and stay below 2**32 for every task",
+        )
+    if not 0 <= settings.learning_rate < math.inf:
+        raise InputInvalid(
+            f"the learning rate is {settings.learning_rate}", mend="give a positive one"
+        )
+    if settings.warmup_steps < 0:
+        raise InputInvalid(f"warmup_steps is {settings.warmup_steps}", mend="give at least 0")
+
+
+def _check_context(config: Any, tasks: Sequence[Task]) -> None:
+    """Refuse examples beyond the learned positions of a model."""
+    reads = getattr(config, "n_positions", None)
+    longest = {task.name: max(map(len, (*task.train, *task.test))) for task in tasks}
+    for name, length in longest.items():
+        if reads is not None and length > reads:
+            raise InputInvalid(
+                f"an example of {name!r} has {length} tokens and the model reads {reads}",
+                mend="shorten it",
+            )
+
+
+def _opened(kind: Any, place: Path, **known: Any) -> Any:
+    """What transformers reads from a directory, or what is wrong with it."""
+    try:
+        return kind.from_pretrained(place, local_files_only=True, **known)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise InputInvalid(
+            f"this is no causal language model with a tokenizer: "
+            f"{' '.join(str(error).split()):.160}",
+            origin=place,
+            mend="give one",
         ) from error
 
 
