@@ -93,6 +93,9 @@ def answer(
         raise InputInvalid(f"passes is {passes}", mend="give 1 or 2")
     if max_new_tokens < 1:
         raise InputInvalid(f"max_new_tokens is {max_new_tokens}", mend="give at least 1")
+    for name, number, least in (("seed", seed, 0), ("batch_size", batch_size, 1)):
+        if number < least:
+            raise InputInvalid(f"{name} is {number}", mend=f"give at least {least}")
     if not temperature >= 0:
         raise InputInvalid(f"the temperature is {temperature}", mend="give 0 or more")
     if not prompts:

@@ -26,6 +26,7 @@ from torch import Tensor
 from zeitgeist.alignment.corrections import two_passes
 from zeitgeist.alignment.decoding import batches, control_tokens, drafts
 from zeitgeist.alignment.demonstrations import Source, encode_all, is_chat, turn_between
+from zeitgeist.errors import InputInvalid
 from zeitgeist.training import Example, answer_logits, collate
 
 __all__ = ["Corrected", "GapReport", "gap"]
@@ -317,6 +318,8 @@ def gap(
     >>> report.demonstrations, len(report.own_by_position), report.counts
     (1, 2, (1, 1))
     """
+    if batch_size < 1:
+        raise InputInvalid(f"batch_size is {batch_size}", mend="give at least 1")
     rows, examples = encode_all(tokenizer, demonstrations, max_length=max_length)
     between = None
     if correction is not None:

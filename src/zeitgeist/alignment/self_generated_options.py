@@ -6,6 +6,7 @@ from its abstract; its body was not at hand, and what is marked (spec) is this l
 it. No number of the paper is quoted.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -104,11 +105,15 @@ class SelfGeneratedOptions:
         for name in ("temperature", "warm_start"):
             if not getattr(self, name) >= 0:
                 raise InputInvalid(f"{name} is {getattr(self, name)}", mend="give 0 or more")
-        if not self.epochs > 0 or (self.steps is not None and self.steps < 1):
+        if not 0 <= self.seed < 2**32:
+            raise InputInvalid(f"seed is {self.seed}", mend="give at least 0 and less than 2**32")
+        if self.warm_start == math.inf:
+            raise InputInvalid(f"warm_start is {self.warm_start}", mend="give a number that ends")
+        if not 0 < self.epochs < math.inf or (self.steps is not None and self.steps < 1):
             raise InputInvalid(
                 f"a round has {self.epochs} epochs or {self.steps} steps", mend="give more than 0"
             )
-        if not self.rate > 0:
+        if not 0 < self.rate < math.inf:
             raise InputInvalid(
                 f"the learning rate is {self.learning_rate}", mend="give a positive one"
             )
