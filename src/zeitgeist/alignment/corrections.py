@@ -19,7 +19,7 @@ from typing import Any
 from jaxtyping import Bool
 from torch import Tensor
 
-from zeitgeist.alignment.decoding import drafts
+from zeitgeist.alignment.decoding import drafts, reads
 from zeitgeist.errors import InputInvalid
 from zeitgeist.training import Example
 from zeitgeist.training.contexts import UNLABELLED, Context
@@ -149,7 +149,7 @@ def two_passes(
         )
         return tuple(answer for _, answer in sorted(found))
 
-    room = max_length - limit
+    room = min(max_length, reads(model)) - limit
     for prompt in prompts:  # what does not fit is told before anything is drafted
         corrected_prompt(prompt, (), between, room=room)
     first = answers(prompts, 0)

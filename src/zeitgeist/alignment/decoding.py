@@ -8,7 +8,8 @@ its own, and the token is where the cumulative distribution passes it.
 b: sequences, v: vocabulary, t: positions.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,8 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from tqdm import tqdm
+
+from zeitgeist.errors import InputInvalid
 
 Choice = Callable[[int, Float[Tensor, "b v"]], Int64[Tensor, " b"]]
 """``(step, logits) -> tokens``: what stands next in every sequence."""
@@ -166,6 +169,8 @@ def drafts(
     tuple
         The number of a prompt, and its answer.
     """
+    # The last token of an answer is drawn and never read.
+    check_context(model, (len(prompt) + limit - 1 for prompt in prompts))
     if forbidden is not None:
         forbidden = forbidden.clone()
         forbidden[ending] = False
@@ -192,6 +197,27 @@ def drafts(
         )
         for row, tokens in zip(rows, found.tolist(), strict=True):
             yield row, tuple(tokens[: tokens.index(ending)] if ending in tokens else tokens)
+
+
+def reads(model: Any) -> int:
+    """Tokens that a model with learned positions reads at most; without, there is no end."""
+    return int(getattr(model.config, "n_positions", None) or sys.maxsize)
+
+
+def check_context(model: Any, lengths: Iterable[int]) -> None:
+    """Refuse sequences that are longer than what a model reads.
+
+    Raises
+    ------
+    InputInvalid
+        One is.
+    """
+    longest = max(lengths)
+    if longest > reads(model):
+        raise InputInvalid(
+            f"a prompt and its answer take {longest} tokens and the model reads {reads(model)}",
+            mend="leave it out, or ask for fewer tokens",
+        )
 
 
 def _all(done: Bool[Tensor, " b"]) -> bool:

@@ -24,7 +24,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from zeitgeist.alignment.corrections import two_passes
-from zeitgeist.alignment.decoding import batches, control_tokens, drafts
+from zeitgeist.alignment.decoding import batches, check_context, control_tokens, drafts
 from zeitgeist.alignment.demonstrations import Source, encode_all, is_chat, turn_between
 from zeitgeist.errors import InputInvalid
 from zeitgeist.training import Example, answer_logits, collate
@@ -231,6 +231,7 @@ def measure_gap(
     progress
         Show a bar on stderr; None: when it is a terminal.
     """
+    check_context(model, map(len, examples))
     limit = max(len(example.answer) for example in examples)
     ending = examples[0].answer[-1]
     prompts = [example.prompt for example in examples]

@@ -25,7 +25,7 @@ import json
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from typing import Any
 import torch
 
 from zeitgeist.alignment.context_files import check_file, read_contexts, write_contexts
-from zeitgeist.alignment.decoding import control_tokens
+from zeitgeist.alignment.decoding import check_context, control_tokens, reads
 from zeitgeist.alignment.demonstrations import Source, encode_all, is_chat, turn_between
 from zeitgeist.alignment.mixing import Replaced
 from zeitgeist.alignment.policies import load_policy, open_tokenizer
@@ -138,6 +138,8 @@ def build_mixed(
     if target is not None:
         check_file(target, overwrite=overwrite)
     rows, examples = encode_all(tokenizer, demonstrations, max_length=chosen.max_length)
+    chosen = replace(chosen, max_length=min(chosen.max_length, reads(model)))
+    check_context(model, map(len, examples))
     vocabulary = _vocabulary(model, tokenizer, rows, chosen)
     check_room(examples, vocabulary, chosen)
     model.eval()
@@ -235,8 +237,10 @@ def train(
     device = best_device()
     dtype = torch.float32 if chosen.adapt == "full" else best_dtype(device)
     model = load_policy(place, dtype=dtype, device=device)
+    chosen = replace(chosen, max_length=min(chosen.max_length, reads(model)))
     vocabulary = _vocabulary(model, tokenizer, rows, chosen)
     for each in filter(None, (examples, scored)):
+        check_context(model, map(len, each))
         check_room(each, vocabulary, chosen)
     hashes = source.fingerprint()
     known = (asdict(chosen), chosen.shares(), sorted(hashes.items()), examples, scored, str(dtype))
