@@ -78,7 +78,7 @@ def test_the_direction_is_that_of_autograd_and_the_object():
     from zeitgeist.continual.gradient_restriction import GradientRestriction, RestrictionOptions
 
     data = prepared().data
-    parameters = digits.initial(0, 1)
+    parameters = digits.initial(0, 1, 64)
     net = torch.nn.Sequential(
         torch.nn.Linear(64, 100), torch.nn.ReLU(), torch.nn.Linear(100, 100), torch.nn.ReLU(),
         torch.nn.Linear(100, 10),
@@ -98,7 +98,7 @@ def test_the_direction_is_that_of_autograd_and_the_object():
     pictures, labels = data.train[1].pictures[:10], data.train[1].labels[:10]
     torch.nn.functional.cross_entropy(net(pictures), labels).backward()
     guard.restrict()
-    learner = digits.Learner([digits.Knob("neuron", grain="neuron")], 8)
+    learner = digits.Learner([digits.Knob("neuron", grain="neuron")], 8, 64)
     learner.remember(data.train[0].pictures[:8], data.train[0].labels[:8], parameters)
     gradient, value = digits.mean_gradients(parameters, pictures, labels)
     found = learner.direction(gradient, value, parameters, np.random.default_rng(0))

