@@ -107,10 +107,12 @@ def sweeps(evidence: Evidence) -> dict[str, list[dict[str, Any]]]:
     """By the title of an arm: mean loss by width and rate."""
     found = summary(evidence.rows, "loss", ["arm", "width", "rate"], {"part": "transfer"})
     panels: dict[str, list[dict[str, Any]]] = {}
+    # Where some seeds diverged an interval goes far below every loss.
+    floor = min((p["value"] for p in found), default=0.0) - 0.2
     for p in found:
         drawn = {**p, **ends(p), "at": 2.0 ** p["rate"], "series": f"width {p['width']:.0f}"}
         for key in ("value", "low", "high"):
-            drawn[key] = min(drawn[key], CEILING)
+            drawn[key] = max(floor, min(drawn[key], CEILING))
         panels.setdefault(evidence.arm(p["arm"]).title, []).append(drawn)
     return panels
 
