@@ -30,13 +30,20 @@ def run(capsys, *words):
 
 def test_run_prints_draws_and_compares(capsys, tiny_llama, tmp_path):
     words = ["run", tiny_llama, "cat.jsonl", "dog.jsonl", *SHORT]
-    out = run(capsys, *words, "-o", "one", "--picture", "one.png")
+    out = run(capsys, *words, "-o", "one", "--picture", "one.png", "--violations", "v.svg")
     assert "BWT" in out and "dog:" in out and out.rstrip().endswith("one")
     assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "v.svg").read_text().startswith("<svg")
     told = json.loads(run(capsys, *words, "-o", "two", "--method", "replay", "--json"))
     assert told["tasks"] == ["cat", "dog"] and len(told["rows"]) == 2
     assert "ACC" in run(capsys, "compare", "one", "two", "-o", "pareto.svg")
     assert (tmp_path / "pareto.svg").read_text().startswith("<svg")
+    run(capsys, "compare", "one", "two", "--violations", "both.png")
+    assert (tmp_path / "both.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ZeitgeistError, match="none of the runs has kept violations"):
+        run(capsys, "compare", "two", "--violations", "none.png")
+    with pytest.raises(ZeitgeistError, match="two pictures"):
+        run(capsys, "compare", "one", "-o", "same.png", "--violations", "same.png")
     assert set(json.loads(run(capsys, "compare", "one", "two", "--json"))) == {"one", "two"}
 
 
@@ -49,6 +56,37 @@ def test_run_prints_draws_and_compares(capsys, tiny_llama, tmp_path):
         (["run", "MODEL", "cat.jsonl", "-o", "out", "--steps", "0"], "steps is 0"),
         (["run", "MODEL", "cat.jsonl", "-o", "out", "--test", "6"], "6 are for the test"),
         (["run", "MODEL", "cat.jsonl", "-o", "out", "--picture", "x.gif"], "x.gif"),
+        (["run", "MODEL", "cat.jsonl", "-o", "out", "--violations", "x.png"], "on 1 tasks"),
+        (
+            [
+                "run",
+                "MODEL",
+                "cat.jsonl",
+                "dog.jsonl",
+                "-o",
+                "out",
+                "--method",
+                "replay",
+                "--violations",
+                "x.png",
+            ],
+            "replay on 2 tasks",
+        ),
+        (
+            [
+                "run",
+                "MODEL",
+                "cat.jsonl",
+                "dog.jsonl",
+                "-o",
+                "out",
+                "--picture",
+                "x.png",
+                "--violations",
+                "x.png",
+            ],
+            "two pictures",
+        ),
         (["run", "missing", "cat.jsonl", "-o", "out"], "'missing'"),
         (["compare"], "no runs"),
         (["compare", "nothing"], "no finished sequence"),

@@ -80,7 +80,28 @@ def test_no_remembered_loss_rises_to_first_order(grain, groups):
     assert float((rows @ z / (rows.norm(dim=1) * z.norm())).min()) > -1e-5
     assert step.exact and step.residual < 1e-5 and 0 < step.active <= 1 and step.degrees > 0
     assert step.evaluations == 16
-    assert set(step.binding) == {n for n, p in net.named_parameters() if p.grad is not None}
+    live = {n for n, p in net.named_parameters() if p.grad is not None}
+    assert set(step.binding) == set(step.violated) == live
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.5])
+def test_violations_are_of_the_gradient_before_anything_is_restricted(strength):
+    net, guard = guarded(grain="tensor", data_groups=2, strength=strength)
+    backward(net)
+    slices = [g for task in (0, 1) for g in guard.memory.groups(task, 2)]
+    rows, g = memory_rows(net, slices), flat(net)
+    live = [(n, p.numel()) for n, p in net.named_parameters() if p.grad is not None]
+    shares = [
+        float(((row * part).sum(dim=-1) < 0).double().mean())
+        for row, part in zip(
+            (rows.double()).split([size for _, size in live], dim=-1),
+            g.double().split([size for _, size in live]),
+            strict=True,
+        )
+    ]
+    step = guard.restrict()
+    assert list(step.violated.values()) == shares and sum(shares) > 0
+    assert step.binding != step.violated  # several constraints of a block need not all bind
 
 
 def test_the_first_task_is_free():

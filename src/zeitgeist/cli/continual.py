@@ -45,6 +45,7 @@ def run(
     seed: int = 0,
     picture: Path | None = None,
     score: Score = "tokens",
+    violations: Path | None = None,
     overwrite: bool = False,
     json: bool = False,
 ) -> None:
@@ -96,14 +97,26 @@ def run(
         A heat map of the accuracy matrix to write: .png or .svg.
     score
         What the picture shows: tokens, exact or nll.
+    violations
+        A heat map of violated constraints, layers by steps, to write: .png or .svg.
     overwrite
         Replace an existing output or unfinished work.
     json
         Print a machine-readable report.
     """
-    check_picture(picture, overwrite=overwrite)
+    for asked in (picture, violations):
+        check_picture(asked, overwrite=overwrite)
+    from zeitgeist.errors import InputInvalid
+
+    if violations is not None and (method not in ("gem", "agem") or len(tasks) < 2):
+        raise InputInvalid(
+            f"{method} on {len(tasks)} tasks violates no constraints to draw",
+            mend="leave out --violations, or learn at least two tasks by gem or agem",
+        )
+    if violations is not None and picture is not None and violations == picture:
+        raise InputInvalid(f"two pictures are called '{picture}'", mend="name them apart")
     from zeitgeist.continual.gradient_restriction import RestrictionOptions
-    from zeitgeist.continual.sequence import run_sequence
+    from zeitgeist.continual.sequence_files import run_sequence
     from zeitgeist.training import LoraSettings
 
     report = run_sequence(
@@ -142,6 +155,10 @@ def run(
         from zeitgeist.continual.charts import matrix_chart
 
         write_picture(matrix_chart(report, score), picture)
+    if violations is not None:
+        from zeitgeist.continual.charts import violations_chart
+
+        write_picture(violations_chart([report]), violations)
 
 
 @app.command
@@ -149,6 +166,7 @@ def compare(
     *runs: Path,
     score: Literal["tokens", "exact"] = "tokens",
     output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
+    violations: Path | None = None,
     json: bool = False,
 ) -> None:
     """Set finished runs beside each other: what was learned, what was forgotten.
@@ -161,11 +179,14 @@ def compare(
         tokens or exact.
     output
         A picture to write, learning against remembering: .png or .svg.
+    violations
+        A heat map to write of violated constraints, layers by steps, for each restricted run.
     json
         Print a machine-readable report.
     """
-    check_picture(output)
-    from zeitgeist.continual.sequence import read_report
+    for asked in (output, violations):
+        check_picture(asked)
+    from zeitgeist.continual.sequence_files import read_report
     from zeitgeist.errors import InputInvalid
 
     if not runs:
@@ -175,6 +196,15 @@ def compare(
         raise InputInvalid(
             f"{short[0]!r} has one task", mend="leave out --output, or name longer runs"
         )
+    restricted = [r for r in reports if any(row.violations for row in r.rows)]
+    if violations is not None and not restricted:
+        raise InputInvalid(
+            "none of the runs has kept violations",
+            origin=", ".join(r.out for r in reports),
+            mend="leave out --violations, or name a run of two tasks by gem or agem",
+        )
+    if violations is not None and violations == output:
+        raise InputInvalid(f"two pictures are called '{output}'", mend="name them apart")
     found = {report.out: report.metrics(score) for report in reports}
     if json:
         print(dumps(found, indent=2))
@@ -188,6 +218,10 @@ def compare(
         from zeitgeist.continual.charts import pareto_chart
 
         write_picture(pareto_chart(reports, score), output)
+    if violations is not None:
+        from zeitgeist.continual.charts import violations_chart
+
+        write_picture(violations_chart(restricted), violations)
 
 
 def _tell(report: "SequenceReport") -> None:

@@ -1,9 +1,10 @@
-"""Pictures of `zeitgeist continual`: the accuracy matrix, and learning against remembering."""
+"""Pictures of `zeitgeist continual`: accuracies, learning against remembering, violations."""
 
 from collections.abc import Sequence
 
 from zeitgeist.continual.metrics import backward_transfer, learning_accuracy
 from zeitgeist.continual.sequence import SequenceReport
+from zeitgeist.continual.violations import spans
 from zeitgeist.errors import ExtraMissing
 from zeitgeist.evidence.figures import Figure
 
@@ -82,4 +83,56 @@ def pareto_chart(reports: Sequence[SequenceReport], score: str = "tokens") -> Fi
         "Remembering against learning",
         "Up and to the right is better; a point per run.",
         alt.layer(marks, names),
+    )
+
+
+def violations_chart(reports: Sequence[SequenceReport]) -> Figure:
+    """Heat maps of the share of constraints that gradients violated, layers by steps.
+
+    Parameters
+    ----------
+    reports
+        Of runs with ``violations`` in a row.
+    """
+    return Figure(
+        "violations",
+        "Where new tasks pull against the old ones",
+        "Share of constraints that the gradient violates before it is restricted, in every layer. "
+        "A line is where a task begins; nothing restricts the first.",
+        alt.vconcat(*map(_violations, reports)),
+    )
+
+
+def _violations(report: SequenceReport) -> alt.LayerChart:
+    cells, begins, step = [], [], 0
+    for name, row in zip(report.tasks, report.rows, strict=True):
+        edges = spans(len(row.losses))
+        if row.violations:
+            begins.append({"task": name, "step": step})
+        cells += [
+            {"layer": layer, "start": step + start, "end": step + end, "share": share}
+            for layer, shares in row.violations.items()
+            for start, end, share in zip(edges, edges[1:], shares, strict=False)
+        ]
+        step += len(row.losses)
+    layers = list(dict.fromkeys(cell["layer"] for cell in cells))
+    across = alt.Scale(domain=[begins[0]["step"], step], nice=False)
+    boxes = (
+        alt.Chart(alt.InlineData(values=cells))
+        .mark_rect()
+        .encode(
+            x=alt.X("start:Q", title="step", scale=across),
+            x2="end:Q",
+            y=alt.Y("layer:N", sort=layers, title=None),
+            color=alt.Color(
+                "share:Q", title="violated", scale=alt.Scale(scheme="viridis", domain=[0, 1])
+            ),
+        )
+    )
+    base = alt.Chart(alt.InlineData(values=begins)).encode(x=alt.X("step:Q", scale=across))
+    rules = base.mark_rule(strokeWidth=2)
+    names = base.mark_text(align="left", dx=3, dy=-7, y=0).encode(text="task:N")
+    title = alt.TitleParams(report.out, anchor="start", offset=18)
+    return alt.layer(boxes, rules, names).properties(
+        width=560, height=14 * max(4, len(layers)), title=title
     )

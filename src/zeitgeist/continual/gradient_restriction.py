@@ -115,7 +115,7 @@ class Step:
     ``active``: share of constraints that bind; ``degrees``: angle between g and z; ``residual``:
     the worst violation left, -z.m / (|z| |m|); ``exact``: whether the solver was done;
     ``evaluations``: memory samples that went backward; ``binding``: per parameter, the share of its
-    constraints that bind.
+    constraints that bind; ``violated``: the share that g itself violates, <g, m> < 0.
     """
 
     active: float = 0.0
@@ -124,6 +124,7 @@ class Step:
     exact: bool = True
     evaluations: int = 0
     binding: Mapping[str, float] = field(default_factory=dict)
+    violated: Mapping[str, float] = field(default_factory=dict)
 
 
 class GradientRestriction:
@@ -310,15 +311,20 @@ class GradientRestriction:
                 ):
                     grad.copy_(z)
         passes = 2 if len(chunks) > 1 and bool((result.v > 0).any()) else 1
-        named = list(self.parameters)
-        binds = (result.v > 0).double().mean(dim=-1)
+        known = list(self.parameters)
+        named = [known[i] for i in live]
+        shares = torch.stack([result.v > 0, cross < 0]).double().mean(dim=-1)
+        own = [shares[:, self.partition.pieces[i].ids.flatten()].mean(dim=-1) for i in live]
+        both = torch.stack(own, dim=-1).tolist()  # one wait for the device, not one per parameter
+        binding, violated = (dict(zip(named, each, strict=True)) for each in both)
         return Step(
             float(result.active),
             math.degrees(math.acos(float(result.cosine))),
             float(result.residual),
             bool(result.converged),
             sum(map(len, slices)) * len(chunks) * passes,
-            {named[i]: float(binds[self.partition.pieces[i].ids.flatten()].mean()) for i in live},
+            binding,
+            violated,
         )
 
     def _mix(self, samples: list[Any], live: Sequence[int], loss: float | None) -> Step:

@@ -3,35 +3,17 @@
 The loop is transformers' Trainer, once per task; `GradientRestriction` works between backward and
 step. Liu, Ye, Stone, Liu, arXiv 2410.00868. AdamW is the optimiser, so the guarantee is about the
 direction that it is given, not about the step that it makes of it.
-
-After every task its adapter, its memory and its row of the accuracy matrix are on disk. A stopped
-run begins again with the task it was in, and its rows come out as if it had never stopped.
 """
 
-import json
-import math
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
-from xxhash import xxh3_128
 
-from zeitgeist.checkpoints import (
-    check_output,
-    is_adapter,
-    model_card,
-    new_directory,
-    open_checkpoint,
-    resolve,
-    versions,
-)
 from zeitgeist.continual.gradient_restriction import (
     GradientRestriction,
     RestrictionOptions,
@@ -45,14 +27,13 @@ from zeitgeist.continual.metrics import (
     forward_transfer,
     learning_accuracy,
 )
-from zeitgeist.continual.task_files import Task, read_tasks
-from zeitgeist.errors import EvidenceInvalid, InputInvalid
-from zeitgeist.training import LoraSettings, answer_logits, best_device, best_dtype, collate
+from zeitgeist.continual.task_files import Task
+from zeitgeist.continual.violations import by_layer
+from zeitgeist.training import LoraSettings, answer_logits, collate
 from zeitgeist.training.gradient_seam import answer_loss, train_between
 from zeitgeist.training.models import peft_warnings
 from zeitgeist.training.trainer import seeded
 
-RECORD, ROW, STARTED = "accuracy.json", "row.json", "started.json"
 SCORES = ("tokens", "exact", "nll")
 
 
@@ -61,7 +42,8 @@ class Row:
     """Scores on every task after one was learned, by name of the score, and what restricting did.
 
     ``tokens``: share of answer tokens that are the model's first choice; ``exact``: share of whole
-    answers; ``nll``: nats per answer token.
+    answers; ``nll``: nats per answer token. ``violations``: by layer, the share of constraints that
+    the task's gradients violated in every span of steps, see `zeitgeist.continual.violations`.
     """
 
     scores: Mapping[str, Sequence[float]]
@@ -69,11 +51,12 @@ class Row:
     active: float = 0.0
     degrees: float = 0.0
     evaluations: int = 0
+    violations: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class SequenceReport:
-    """What `run_sequence` wrote: a row per task; ``untrained`` is the row before the first."""
+    """A row per task; ``untrained`` is the row before the first, ``out`` where all of it lies."""
 
     out: str
     tasks: tuple[str, ...]
@@ -104,7 +87,7 @@ def score_tasks(
     Parameters
     ----------
     model
-        A causal model; it is left in evaluation mode.
+        A causal model; every module is left in the mode it was in.
     tasks
         Whose ``test`` is scored.
     pad
@@ -112,24 +95,36 @@ def score_tasks(
     batch_size
         Examples per pass.
     """
-    model.eval()
     device = next(model.parameters()).device
     found: dict[str, list[float]] = {name: [] for name in SCORES}
-    for task in tasks:
-        right, whole, nll = [], [], []
-        for start in range(0, len(task.test), batch_size):
-            batch = collate(task.test[start : start + batch_size], pad=pad)
-            predicts = batch["predicts"].to(device)
-            logits, targets = answer_logits(model, batch["input_ids"].to(device), predicts)
-            lengths = predicts.sum(1).tolist()
-            hits = logits.argmax(-1) == targets
-            losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
-            right += [float(each.double().mean()) for each in hits.split(lengths)]
-            whole += [float(each.all()) for each in hits.split(lengths)]
-            nll += [float(each.double().mean()) for each in losses.split(lengths)]
-        for name, values in zip(SCORES, (right, whole, nll), strict=True):
-            found[name].append(float(np.mean(values)))
+    with _evaluating(model):
+        for task in tasks:
+            right, whole, nll = [], [], []
+            for start in range(0, len(task.test), batch_size):
+                batch = collate(task.test[start : start + batch_size], pad=pad)
+                predicts = batch["predicts"].to(device)
+                logits, targets = answer_logits(model, batch["input_ids"].to(device), predicts)
+                lengths = predicts.sum(1).tolist()
+                hits = logits.argmax(-1) == targets
+                losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+                right += [float(each.double().mean()) for each in hits.split(lengths)]
+                whole += [float(each.all()) for each in hits.split(lengths)]
+                nll += [float(each.double().mean()) for each in losses.split(lengths)]
+            for name, values in zip(SCORES, (right, whole, nll), strict=True):
+                found[name].append(float(np.mean(values)))
     return found
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    """In evaluation mode, and every module back in its own after."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def with_lora(model: Any, lora: LoraSettings, base: str = "") -> Any:
@@ -234,295 +229,7 @@ def learn_tasks(
             float(np.mean([step.active for step in steps])),
             float(np.mean([step.degrees for step in steps])),
             sum(step.evaluations for step in steps),
+            by_layer([step.violated for step in steps]),
         )
         finished(row)
         yield row
-
-
-def run_sequence(
-    reference: str | Path,
-    files: Sequence[str | Path],
-    out: str | Path,
-    *,
-    options: RestrictionOptions | None = None,
-    lora: LoraSettings | None = None,
-    test: int = 32,
-    longest: int = 1024,
-    overwrite: bool = False,
-    progress: bool | None = None,
-) -> SequenceReport:
-    """Learn JSONL tasks one after another; goes on where it was stopped.
-
-    Parameters
-    ----------
-    reference
-        A model: a directory, ``hub:org/name``, ``pypi:package``.
-    files
-        Tasks in the order in which they are learned; see `zeitgeist.continual.task_files`.
-    out
-        Directory to make: the last adapter (peft), the adapter after every task under ``tasks/``,
-        and ``accuracy.json``.
-    options
-        What restricts; None: the defaults with 8 memories per group and step, from a reservoir.
-    lora
-        Rank, rate, and the steps of every task; None: the defaults of `LoraSettings`.
-    test
-        Examples of every file that are scored and never learned.
-    longest
-        Tokens of the longest example.
-    overwrite
-        Replace an existing output, and let go of an unfinished run of other settings.
-    progress
-        Show bars on stderr; None: when it is a terminal.
-
-    Returns
-    -------
-    SequenceReport
-        With the accuracy matrix and its metrics.
-
-    Raises
-    ------
-    InputInvalid
-        A file is no task or longer than the model reads, the reference is an adapter or no causal
-        model, the sampler needs classes, a setting is out of range, the output lies in a file, or
-        unfinished work is of other settings.
-    OutputExists
-        ``out`` is there and ``overwrite`` is false.
-    """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-    target = Path(out)
-    chosen = options or RestrictionOptions(per_step=8, sampler="reservoir")
-    settings = lora or LoraSettings()
-    if chosen.sampler == "balanced":
-        raise InputInvalid("answers have no classes to balance", mend="give ring or reservoir")
-    _check_settings(settings, len(files))
-    if any(parent.is_file() for parent in target.parents):
-        raise InputInvalid(f"the output '{target}' lies in a file", mend="choose another name")
-    place = resolve(reference)
-    if is_adapter(place):
-        raise InputInvalid(f"{str(reference)!r} is an adapter", mend="merge it into its base first")
-    check_output(target, overwrite=overwrite, inputs=[place], replaces=(RECORD,))
-    tokenizer = _opened(AutoTokenizer, place)
-    tasks = read_tasks(
-        [Path(file) for file in files], tokenizer, test=test, seed=settings.seed, longest=longest
-    )
-    _check_context(_opened(AutoConfig, place), tasks)
-    pad = int(tokenizer.pad_token_id or 0)
-    with open_checkpoint(place) as source:
-        hashes = source.fingerprint(progress=False)
-    made_from = {
-        "base": hashes,
-        "tasks": [
-            [t.name, _digest([[(e.prompt, e.answer) for e in s] for s in (t.train, t.test)])]
-            for t in tasks
-        ],
-        "options": {k: str(v) if callable(v) else v for k, v in asdict(chosen).items()},
-        "lora": asdict(settings),
-        "versions": versions(),
-    }
-    with (
-        new_directory(
-            target, overwrite=overwrite, inputs=[place], keep_partial=True, replaces=(RECORD,)
-        ) as partial,
-        _quiet(),
-    ):
-        _take_up(partial, made_from, overwrite)
-        device = best_device()
-        base = _opened(AutoModelForCausalLM, place, dtype=best_dtype(device))
-        model = with_lora(base.to(device), settings, str(reference))
-        guard = guard_of(model, tasks, chosen, pad=pad)
-        rows = _earlier(partial, model, guard, tasks)
-        before = partial / STARTED
-        known = json.loads(before.read_text(encoding="utf-8"))
-        if "untrained" not in known:
-            known["untrained"] = score_tasks(model, tasks, pad=pad)
-            _write(before, known)
-
-        def keep(row: Row) -> None:
-            done = guard.task - 1
-            _keep(partial, done, tasks[done].name, model, row, guard.state())
-
-        rows += learn_tasks(
-            model, tasks, guard, settings, pad=pad, finished=keep, progress=progress
-        )
-        report = SequenceReport(
-            str(target), tuple(t.name for t in tasks), Row(known["untrained"]), tuple(rows)
-        )
-        last = partial / "tasks" / f"{len(tasks) - 1}-{tasks[-1].name}"
-        for name in ("adapter_config.json", "adapter_model.safetensors"):
-            shutil.copyfile(last / name, partial / name)
-        told = {"metrics": report.metrics(), "made_from": made_from}
-        _write(partial / RECORD, {**asdict(report), **told})
-        card = _card(str(reference), hashes, report, made_from)
-        (partial / "README.md").write_text(card, encoding="utf-8")
-        before.unlink()
-    return report
-
-
-def read_report(place: str | Path) -> SequenceReport:
-    """What `run_sequence` wrote, read back.
-
-    Parameters
-    ----------
-    place
-        Its output.
-
-    Raises
-    ------
-    EvidenceInvalid
-        There is no such file, or it is damaged.
-    """
-    path = Path(place) / RECORD
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-        rows = tuple(_row(row) for row in known["rows"])
-        tasks = tuple(known["tasks"])
-        report = SequenceReport(str(place), tasks, _row(known["untrained"]), rows)
-        for score in SCORES:
-            matrix = np.array([row.scores[score] for row in (report.untrained, *rows)], float)
-            if not tasks or matrix.shape != (len(tasks) + 1, len(tasks)):
-                raise ValueError(f"{score} of {len(tasks)} tasks are {matrix.shape}")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise EvidenceInvalid(
-            f"this is no finished sequence: {type(error).__name__}: {error}",
-            origin=path,
-            mend="give the output of zeitgeist continual run",
-        ) from error
-    return report
-
-
-def _check_settings(settings: LoraSettings, tasks: int) -> None:
-    """Refuse what torch or the Trainer would refuse after the work has begun."""
-    if not 0 <= settings.seed <= 2**32 - max(1, tasks):
-        raise InputInvalid(
-            f"the seed is {settings.seed}",
-            mend="give at least 0 and stay below 2**32 for every task",
-        )
-    if not 0 <= settings.learning_rate < math.inf:
-        raise InputInvalid(
-            f"the learning rate is {settings.learning_rate}", mend="give a positive one"
-        )
-    if settings.warmup_steps < 0:
-        raise InputInvalid(f"warmup_steps is {settings.warmup_steps}", mend="give at least 0")
-
-
-def _check_context(config: Any, tasks: Sequence[Task]) -> None:
-    """Refuse examples beyond the learned positions of a model."""
-    reads = getattr(config, "n_positions", None)
-    longest = {task.name: max(map(len, (*task.train, *task.test))) for task in tasks}
-    for name, length in longest.items():
-        if reads is not None and length > reads:
-            raise InputInvalid(
-                f"an example of {name!r} has {length} tokens and the model reads {reads}",
-                mend="shorten it",
-            )
-
-
-def _opened(kind: Any, place: Path, **known: Any) -> Any:
-    """What transformers reads from a directory, or what is wrong with it."""
-    try:
-        return kind.from_pretrained(place, local_files_only=True, **known)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise InputInvalid(
-            f"this is no causal language model with a tokenizer: "
-            f"{' '.join(str(error).split()):.160}",
-            origin=place,
-            mend="give one",
-        ) from error
-
-
-def _row(known: Mapping[str, Any]) -> Row:
-    """A row as JSON holds it."""
-    return Row(**{**known, "losses": tuple(known["losses"])})
-
-
-def _digest(value: object) -> str:
-    return xxh3_128(json.dumps(value).encode()).hexdigest()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    from transformers.utils import logging as transformers_logging
-
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        with peft_warnings():
-            yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
-
-
-def _take_up(partial: Path, made_from: Mapping[str, Any], overwrite: bool) -> None:
-    """Go on with unfinished work of the same making; refuse or empty other work."""
-    path, wanted = partial / STARTED, json.loads(json.dumps(made_from))
-    if path.is_file():
-        if json.loads(path.read_text(encoding="utf-8"))["made_from"] == wanted:
-            return
-        if not overwrite:
-            raise InputInvalid(
-                "unfinished work there is of another model, other tasks or other settings",
-                origin=partial,
-                mend="choose another output, or let it go with --overwrite",
-            )
-    for entry in partial.iterdir():
-        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-    _write(path, {"made_from": wanted})
-
-
-def _earlier(
-    partial: Path, model: Any, guard: GradientRestriction, tasks: Sequence[Task]
-) -> list[Row]:
-    """Rows of tasks that an earlier run finished; the model and the memory are put where it was."""
-    from peft import set_peft_model_state_dict
-    from safetensors.torch import load_file
-
-    rows: list[Row] = []
-    for number, task in enumerate(tasks):
-        place = partial / "tasks" / f"{number}-{task.name}"
-        if not place.is_dir():
-            break
-        known = json.loads((place / ROW).read_text(encoding="utf-8"))
-        rows.append(_row(known["row"]))
-        guard.resume(known["state"])
-        set_peft_model_state_dict(model, load_file(place / "adapter_model.safetensors"))
-    return rows
-
-
-def _keep(
-    partial: Path, number: int, name: str, model: Any, row: Row, state: Mapping[str, Any]
-) -> None:
-    """A task's adapter, row and memory: a directory that is there whole or not at all."""
-    place = partial / "tasks" / f"{number}-{name}"
-    fresh = place.with_name(f".{place.name}")
-    shutil.rmtree(fresh, ignore_errors=True)
-    # "auto" would ask the hub whether the base's vocabulary has changed.
-    model.save_pretrained(str(fresh), save_embedding_layers=False)
-    (fresh / "README.md").unlink(missing_ok=True)  # peft's, which says nothing
-    _write(fresh / ROW, {"row": asdict(row), "state": state})
-    fresh.rename(place)
-
-
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    fresh = path.with_name(f".{path.name}.part")
-    fresh.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    fresh.replace(path)
-
-
-def _card(
-    reference: str, hashes: dict[str, str], report: SequenceReport, made_from: Mapping[str, Any]
-) -> str:
-    found = ", ".join(f"{name} {value:.3f}" for name, value in report.metrics().items())
-    return model_card(
-        title=Path(report.out).name,
-        method="LoRA on a sequence of tasks under restricted gradients (arXiv 2410.00868)",
-        inputs=[{"reference": reference, "role": "base", "hashes": hashes}],
-        recipe=json.dumps({k: made_from[k] for k in ("options", "lora")}, indent=2),
-        versions=versions(),
-        notes=[
-            f"Tasks in order: {', '.join(report.tasks)}.",
-            f"Share of answer tokens predicted first: {found}.",
-        ],
-    )
