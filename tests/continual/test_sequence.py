@@ -32,8 +32,8 @@ def test_scoring_leaves_every_module_in_its_mode(training, model, tasks):
     scores = score_tasks(model, tasks)
     assert [module.training for module in model.modules()] == before
     assert score_tasks(model.eval(), tasks) == scores
-    with pytest.raises(AttributeError, match="test"):
-        score_tasks(model.train(), [None])
+    with pytest.raises(ValueError, match="zero"):
+        score_tasks(model.train(), tasks, batch_size=0)
     assert all(module.training for module in model.modules())
 
 

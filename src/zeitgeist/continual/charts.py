@@ -1,6 +1,7 @@
 """Pictures of `zeitgeist continual`: accuracies, learning against remembering, violations."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from zeitgeist.continual.metrics import backward_transfer, learning_accuracy
 from zeitgeist.continual.sequence import SequenceReport
@@ -103,8 +104,10 @@ def violations_chart(reports: Sequence[SequenceReport]) -> Figure:
     )
 
 
-def _violations(report: SequenceReport) -> alt.LayerChart:
-    cells, begins, step = [], [], 0
+def _violations(report: SequenceReport) -> Any:
+    cells: list[dict[str, Any]] = []
+    begins: list[dict[str, Any]] = []
+    step = 0
     for name, row in zip(report.tasks, report.rows, strict=True):
         edges = spans(len(row.losses))
         if row.violations:

@@ -53,7 +53,7 @@ def turned(pictures: Float[Tensor, "N pixels"], degrees: float) -> Float[Tensor,
     """
     cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     turn = torch.tensor([[cosine, -sine, 0.0], [sine, cosine, 0.0]])
-    side = round(pictures.shape[1] ** 0.5)
+    side = math.isqrt(pictures.shape[1])
     images = pictures.view(-1, 1, side, side) + 1  # the background is -1
     grid = functional.affine_grid(
         turn.expand(len(images), 2, 3), list(images.shape), align_corners=False

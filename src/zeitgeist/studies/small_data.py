@@ -10,6 +10,7 @@ Text that every Python brings is in `zeitgeist.studies.prose`.
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -59,7 +60,7 @@ class Pictures:
     @property
     def side(self) -> int:
         """Pixels of an edge."""
-        return round(self.values.shape[1] ** 0.5)
+        return math.isqrt(self.values.shape[1])
 
 
 def pictures(name: str, *, progress: bool = True) -> Pictures:
