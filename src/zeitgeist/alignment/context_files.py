@@ -67,13 +67,13 @@ def check_file(out: Path, *, overwrite: bool, inputs: Sequence[Path] = ()) -> No
         raise InputInvalid(f"the output '{out}' lies in a file", mend="choose another name")
     if out.is_dir():
         raise InputInvalid(f"the output '{out}' is a directory", mend="name a file")
-    for path in inputs:
-        if out.exists() and path.exists() and out.samefile(path):
-            raise InputInvalid(f"the output '{out}' is an input", mend="choose another name")
     if out.exists() and not overwrite:
         raise OutputExists(
             f"the output '{out}' is already there",
             mend="choose another name or ask for it to be replaced with --overwrite",
         )
+    for path in inputs:
+        if out.exists() and path.exists() and out.samefile(path):
+            raise InputInvalid(f"the output '{out}' is an input", mend="choose another name")
     if out.suffix == ".parquet" and not find_spec("pyarrow"):
         raise ExtraMissing.named("studies", "writing Parquet")

@@ -75,7 +75,7 @@ def load_policy(place: Path, adapter: Path | None = None, **known: Any) -> Any:
         raise InputInvalid(
             f"this is no causal language model: {' '.join(str(error).split()):.160}",
             origin=adapter or place,
-            mend="give one",
+            mend="give one" if adapter is None else "give a LoRA adapter with its own base",
         ) from error
 
 
