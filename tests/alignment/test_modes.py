@@ -20,6 +20,7 @@ from zeitgeist.alignment.self_generated import (
 )
 from zeitgeist.errors import InputInvalid
 from zeitgeist.training.contexts import Context
+from zeitgeist.training.models import peft_warnings
 
 OPTIONS = SelfGeneratedOptions(method="both", clean_share=0.0)
 DOORS = {
@@ -94,7 +95,8 @@ def test_adapters_are_answered_measured_and_mixed_with_and_not_trained(tiny_llam
 
     model, tokenizer = open_policy(tiny_llama)
     config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear")
-    get_peft_model(model, config).save_pretrained(tmp_path / "lora")
+    with peft_warnings():
+        get_peft_model(model, config).save_pretrained(tmp_path / "lora")
     tokenizer.chat_template = "mine"
     tokenizer.save_pretrained(tmp_path / "lora")
     opened = open_policy(tmp_path / "lora")
@@ -105,7 +107,8 @@ def test_adapters_are_answered_measured_and_mixed_with_and_not_trained(tiny_llam
         train(tmp_path / "lora", texts, tmp_path / "out", progress=False)
     model, _ = open_policy(tiny_llama)
     config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
-    get_peft_model(model, config).save_pretrained(tmp_path / "prompt")
+    with peft_warnings():
+        get_peft_model(model, config).save_pretrained(tmp_path / "prompt")
     with pytest.raises(InputInvalid, match="no causal language model"):
         open_policy(tmp_path / "prompt")
 
