@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +22,11 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("zeitgeist.checkpoints.atomic.sync", lambda _: None)
     (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    (tmp_path / "bad.jsonl").write_text("nonsense\n")
+    for name in ("empty.jsonl", "f"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("")
 
 
 def run(capsys, *words):
@@ -83,7 +89,30 @@ def test_gold_shares_are_names_or_numbers(capsys, tiny_llama, shares):
         (["train", "MODEL", "d.jsonl", "-o", "out", "--picture", "a.png"], "give both"),
         (["train", "MODEL", "d.jsonl", "-o", "out", "--picture", "a.gif"], "a.gif"),
         (["train", "missing", "d.jsonl", "-o", "out"], "'missing'"),
-        (["train", "MODEL", "d.jsonl", "-o", "d.jsonl"], "is a file"),
+        (["train", "MODEL", "d.jsonl", "-o", "d.jsonl"], "is the input"),
+        (["train", "MODEL", "d.jsonl", "-o", "d.jsonl/x"], "lies in"),
+        (["train", "MODEL", "d.jsonl", "-o", "f/x"], "lies in a file"),
+        (["train", "MODEL", "d.jsonl", "-o", "f"], "is a file"),
+        (["train", "MODEL", "d.jsonl", "-o", "full"], "already there"),
+        (["train", "MODEL", "d.jsonl", "-o", "full", "--overwrite"], "no earlier output"),
+        (["train", "MODEL", "d.jsonl", "-o", "out", "--temperature", "nan"], "temperature is nan"),
+        (["train", "MODEL", "d.jsonl", "-o", "out", "--correction", "a\udcff"], "half a character"),
+        (
+            ["mix", "MODEL", "d.jsonl", "-o", "c.jsonl", "--temperature", "inf"],
+            "temperature is inf",
+        ),
+        (
+            ["mix", "MODEL", "d.jsonl", "-o", "c.jsonl", "--method", "rac", "--gold-share", "nan"],
+            "share is nan",
+        ),
+        (["mix", "MODEL", "d.jsonl", "-o", "d.jsonl", "--overwrite"], "is an input"),
+        (["mix", "no-model", "bad.jsonl", "-o", "c.jsonl"], "bad.jsonl:1: this is no JSON"),
+        (["gap", "no-model", "d.jsonl", "--batch-size", "0"], "batch_size is 0"),
+        (["gap", "no-model", "d.jsonl", "--correction", "a\udcff"], "half a character"),
+        (["gap", "no-model", "empty.jsonl"], "empty.jsonl: there are no demonstrations"),
+        (["answer", "no-model", "d.jsonl", "--temperature", "nan"], "temperature is nan"),
+        (["answer", "no-model", "d.jsonl", "--correction", "a\udcff"], "half a character"),
+        (["answer", "no-model", "empty.jsonl"], "empty.jsonl: there are no prompts"),
         (["mix", "MODEL", "d.jsonl", "-o", "c.txt"], "no .jsonl or .parquet"),
         (["mix", "MODEL", "d.jsonl", "-o", "d.jsonl"], "already there"),
         (["mix", "MODEL", "d.jsonl", "-o", "c.jsonl", "--gold-share", "2"], "gold share is 2"),
@@ -97,8 +126,10 @@ def test_bad_input_is_told(words, told, tiny_llama):
     from zeitgeist.errors import ZeitgeistError
 
     given = [str(tiny_llama) if word == "MODEL" else word for word in words]
+    before = sorted(Path().rglob("*"))
     with pytest.raises(ZeitgeistError, match=told):
         selfgen.app(given, exit_on_error=False, result_action="return_value")
+    assert sorted(Path().rglob("*")) == before
 
 
 def test_help_imports_no_torch():

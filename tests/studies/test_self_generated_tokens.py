@@ -84,7 +84,9 @@ def test_equal_steps_and_equal_compute(bench):
     larger = replace(bench, steps=60)
     examples = larger.round_examples(1)
     assert len(examples) == 24  # no more than there are
-    assert more_steps(larger) == round(60 * (1 + (len(examples[0]) - 1) / len(examples[0]) / 3))
+    # Those 24 are read once and learned from ten times.
+    assert more_steps(larger) == 60 + round(2 * (len(examples[0]) - 1) / len(examples[0]))
+    assert more_steps(replace(bench, steps=6)) == round(6 * (1 + 9 / 10 / 3))
 
 
 def test_more_is_replaced_at_lower_shares(bench):

@@ -10,8 +10,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from zeitgeist.alignment.corrections import INSTRUCTION, two_passes
-from zeitgeist.alignment.decoding import control_tokens, drafts
-from zeitgeist.alignment.demonstrations import encode_prompt, turn_between
+from zeitgeist.alignment.decoding import (
+    check_known,
+    check_temperature,
+    control_tokens,
+    drafts,
+    evaluating,
+)
+from zeitgeist.alignment.demonstrations import (
+    check_whole,
+    encode_prompt,
+    ending_of,
+    turn_between,
+)
 from zeitgeist.errors import InputInvalid
 
 
@@ -22,6 +33,33 @@ class Answer:
     prompt: Any
     draft: str
     corrected: str | None = None
+
+
+def check_answering(
+    *,
+    passes: int,
+    correction: str,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+    batch_size: int,
+) -> None:
+    """Refuse what `answer` could not do, before a model is opened for it.
+
+    Raises
+    ------
+    InputInvalid
+        A number out of range, or half a character in the correction.
+    """
+    if passes not in (1, 2):
+        raise InputInvalid(f"passes is {passes}", mend="give 1 or 2")
+    if max_new_tokens < 1:
+        raise InputInvalid(f"max_new_tokens is {max_new_tokens}", mend="give at least 1")
+    for name, number, least in (("seed", seed, 0), ("batch_size", batch_size, 1)):
+        if number < least:
+            raise InputInvalid(f"{name} is {number}", mend=f"give at least {least}")
+    check_temperature(temperature)
+    check_whole(correction, "the correction")
 
 
 def answer(
@@ -43,7 +81,7 @@ def answer(
     Parameters
     ----------
     model
-        A causal transformers model.
+        A causal transformers model; every module is left in the mode it was in.
     tokenizer
         Its own.
     prompts
@@ -89,48 +127,53 @@ def answer(
     >>> found[0].prompt, found[0].corrected
     ('a', None)
     """
-    if passes not in (1, 2):
-        raise InputInvalid(f"passes is {passes}", mend="give 1 or 2")
-    if max_new_tokens < 1:
-        raise InputInvalid(f"max_new_tokens is {max_new_tokens}", mend="give at least 1")
-    for name, number, least in (("seed", seed, 0), ("batch_size", batch_size, 1)):
-        if number < least:
-            raise InputInvalid(f"{name} is {number}", mend=f"give at least {least}")
-    if not temperature >= 0:
-        raise InputInvalid(f"the temperature is {temperature}", mend="give 0 or more")
+    check_answering(
+        passes=passes,
+        correction=correction,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        batch_size=batch_size,
+    )
     if not prompts:
         raise InputInvalid("there are no prompts", mend="give at least one")
+    chat = {not isinstance(prompt, str) for prompt in prompts}
+    if passes == 2 and len(chat) > 1:
+        raise InputInvalid(
+            "some prompts are conversations and some are text", mend="give all in one form"
+        )
+    ending = ending_of(tokenizer)
     asked = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     for number, ids in enumerate(asked):
-        if not ids or len(ids) + max_new_tokens > max_length:
+        if not ids:
+            raise InputInvalid(
+                f"prompt {number}, {prompts[number]!r:.60}, has no tokens", mend="leave it out"
+            )
+        if len(ids) + max_new_tokens > max_length:
             raise InputInvalid(
                 f"prompt {number} has {len(ids)} tokens and {max_new_tokens} are to follow",
                 mend=f"leave it out, or raise max_length (now {max_length})",
             )
-    model.eval()
+    check_known(model, [*asked, (ending,)])
     known: dict[str, Any] = {
         "limit": max_new_tokens,
-        "ending": int(tokenizer.eos_token_id),
+        "ending": ending,
         "forbidden": control_tokens(model, tokenizer),
         "temperature": temperature,
         "pad": int(tokenizer.pad_token_id or 0),
         "batch_size": batch_size,
         "progress": progress,
     }
-    if passes == 1:
-        seeds = [(seed, 0, row) for row in range(len(asked))]
-        found = [ids for _, ids in sorted(drafts(model, asked, seeds=seeds, **known))]
-        return [
-            Answer(prompt, tokenizer.decode(list(ids)))
-            for prompt, ids in zip(prompts, found, strict=True)
-        ]
-    kinds = {isinstance(prompt, str) for prompt in prompts}
-    if len(kinds) > 1:
-        raise InputInvalid(
-            "some prompts are conversations and some are text", mend="give all in one form"
-        )
-    between = turn_between(tokenizer, correction, chat=kinds == {False})
-    both = two_passes(model, asked, between, max_length=max_length, seed=seed, **known)
+    with evaluating(model):
+        if passes == 1:
+            seeds = [(seed, 0, row) for row in range(len(asked))]
+            found = [ids for _, ids in sorted(drafts(model, asked, seeds=seeds, **known))]
+            return [
+                Answer(prompt, tokenizer.decode(list(ids)))
+                for prompt, ids in zip(prompts, found, strict=True)
+            ]
+        between = turn_between(tokenizer, correction, chat=chat == {True})
+        both = two_passes(model, asked, between, max_length=max_length, seed=seed, **known)
     return [
         Answer(prompt, tokenizer.decode(list(draft)), tokenizer.decode(list(corrected)))
         for prompt, draft, corrected in zip(prompts, both.drafts, both.corrected, strict=True)

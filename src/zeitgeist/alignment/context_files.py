@@ -29,14 +29,18 @@ def write_contexts(contexts: Sequence[Context], out: Path, *, overwrite: bool = 
     out.parent.mkdir(parents=True, exist_ok=True)
     partial_file = out.with_name(f".{out.name}.partial")
     rows = [{"input_ids": list(c.input_ids), "labels": list(c.labels)} for c in contexts]
-    if out.suffix == ".parquet":
-        from pyarrow import Table, parquet
+    try:
+        if out.suffix == ".parquet":
+            from pyarrow import Table, parquet
 
-        parquet.write_table(Table.from_pylist(rows), partial_file)
-    else:
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        partial_file.write_text(text, encoding="utf-8")
-    partial_file.replace(out)
+            parquet.write_table(Table.from_pylist(rows), partial_file)
+        else:
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            partial_file.write_text(text, encoding="utf-8")
+        partial_file.replace(out)
+    except BaseException:
+        partial_file.unlink(missing_ok=True)
+        raise
 
 
 def read_contexts(path: Path) -> tuple[Context, ...]:
@@ -45,13 +49,13 @@ def read_contexts(path: Path) -> tuple[Context, ...]:
     return tuple(Context(tuple(row["input_ids"]), tuple(row["labels"])) for row in rows)
 
 
-def check_file(out: Path, *, overwrite: bool) -> None:
-    """Refuse what could not be written later.
+def check_file(out: Path, *, overwrite: bool, inputs: Sequence[Path] = ()) -> None:
+    """Refuse what could not be written later, or would replace what is read.
 
     Raises
     ------
     InputInvalid
-        The name says no format, or lies in a file.
+        The name says no format, lies in a file, or is an input's.
     OutputExists
         It is there already.
     ExtraMissing
@@ -68,5 +72,8 @@ def check_file(out: Path, *, overwrite: bool) -> None:
             f"the output '{out}' is already there",
             mend="choose another name or ask for it to be replaced with --overwrite",
         )
+    for path in inputs:
+        if out.exists() and path.exists() and out.samefile(path):
+            raise InputInvalid(f"the output '{out}' is an input", mend="choose another name")
     if out.suffix == ".parquet" and not find_spec("pyarrow"):
         raise ExtraMissing.named("studies", "writing Parquet")

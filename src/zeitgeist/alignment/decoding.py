@@ -8,8 +8,10 @@ its own, and the token is where the cumulative distribution passes it.
 b: sequences, v: vocabulary, t: positions.
 """
 
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -23,6 +25,30 @@ from zeitgeist.errors import InputInvalid
 
 Choice = Callable[[int, Float[Tensor, "b v"]], Int64[Tensor, " b"]]
 """``(step, logits) -> tokens``: what stands next in every sequence."""
+POSITIONS = ("wpe", "embed_positions", "position_embeddings")
+"""What transformers calls tables of learned positions."""
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[Any]:
+    """The model without dropout; afterwards every module is in the mode it was found in.
+
+    Examples
+    --------
+    >>> model = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Dropout().eval())
+    >>> with evaluating(model):
+    ...     any(module.training for module in model.modules())
+    False
+    >>> [module.training for module in model.modules()]
+    [True, True, False]
+    """
+    found = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield model
+    finally:
+        for module, training in found:
+            module.training = training
 
 
 @torch.no_grad()
@@ -121,7 +147,9 @@ def draw_tokens(
     if temperature == 0:
         return logits.argmax(dim=-1)
     # In float64: over 50,000 tokens a sum in float32 would lose the unlikely ones.
-    reached = torch.softmax(logits.double() / temperature, dim=-1).cumsum(dim=-1)
+    # The likeliest is at 0, so that no temperature, however small, makes infinities.
+    centred = logits.double() - logits.amax(dim=-1, keepdim=True)
+    reached = torch.softmax(centred / temperature, dim=-1).cumsum(dim=-1)
     total = reached[:, -1]
     # Rounding may bring the product up to the total, which nothing lies beyond.
     wanted = torch.minimum(
@@ -201,7 +229,15 @@ def drafts(
 
 def reads(model: Any) -> int:
     """Tokens that a model with learned positions reads at most; without, there is no end."""
-    return int(getattr(model.config, "n_positions", None) or sys.maxsize)
+    config = model.config
+    if found := getattr(config, "n_positions", None):
+        return int(found)
+    learned = any(
+        name.rsplit(".", 1)[-1] in POSITIONS and isinstance(module, torch.nn.Embedding)
+        for name, module in model.named_modules()
+    )
+    # Of rotary positions this is what training saw, and nothing ends there.
+    return int(config.max_position_embeddings) if learned else sys.maxsize
 
 
 def check_context(model: Any, lengths: Iterable[int]) -> None:
@@ -218,6 +254,35 @@ def check_context(model: Any, lengths: Iterable[int]) -> None:
             f"a prompt and its answer take {longest} tokens and the model reads {reads(model)}",
             mend="leave it out, or ask for fewer tokens",
         )
+
+
+def check_known(model: Any, sequences: Iterable[Sequence[int]]) -> None:
+    """Refuse token ids that a model has no row for.
+
+    Raises
+    ------
+    InputInvalid
+        The tokenizer is another model's, or was enlarged without the model.
+    """
+    rows = int(model.get_input_embeddings().weight.shape[0])
+    highest = max(map(max, sequences))
+    if highest >= rows:
+        raise InputInvalid(
+            f"the tokenizer writes token {highest} and the model knows {rows}",
+            mend="use the model's own tokenizer, or resize the model's embeddings",
+        )
+
+
+def check_temperature(temperature: float) -> None:
+    """Refuse what no softmax is taken at.
+
+    Raises
+    ------
+    InputInvalid
+        It is negative, infinite or no number.
+    """
+    if not 0 <= temperature < math.inf:
+        raise InputInvalid(f"the temperature is {temperature}", mend="give 0 or more")
 
 
 def _all(done: Bool[Tensor, " b"]) -> bool:

@@ -35,18 +35,17 @@ def read_demonstrations(source: Source) -> list[dict[str, Any]]:
     >>> read_demonstrations([{"prompt": "2+2=", "completion": "4", "level": 1}])
     [{'prompt': '2+2=', 'completion': '4', 'level': 1}]
     """
+    origin = _origin(source)
     if isinstance(source, (str, Path)):
-        origin = str(source)
         rows = list(_rows_of(Path(source)))
     else:
-        origin = "demonstrations"
         rows = [dict(row) if isinstance(row, Mapping) else row for row in source]
     if not rows:
         raise InputInvalid("there are no demonstrations", origin=origin, mend=FORMS)
     for number, row in enumerate(rows):
         _check(row, f"{origin}, row {number}")
-        _check_whole([row.get(n) for n in ("messages", "prompt", "completion")],
-                     f"{origin}, row {number}")  # fmt: skip
+        texts = [row.get(name) for name in ("messages", "prompt", "completion")]
+        check_whole(texts, f"{origin}, row {number}")
     return rows
 
 
@@ -63,14 +62,35 @@ def read_prompts(source: str | Path) -> list[Any]:
         asked = row.get("prompt") if isinstance(row, Mapping) else None
         origin = f"{source}, row {number}"
         if not asked:
-            raise InputInvalid(f"there is no prompt in {row!r:.60}", origin=origin)
+            raise InputInvalid(
+                f"there is no prompt in {row!r:.60}", origin=origin, mend="give text or messages"
+            )
         if not isinstance(asked, str):
             _check_messages(asked, "prompt", origin)
-        _check_whole(asked, origin)
+        check_whole(asked, origin)
         found.append(asked)
     if not found:
-        raise InputInvalid("there are no prompts", origin=source)
+        raise InputInvalid("there are no prompts", origin=source, mend="give at least one")
     return found
+
+
+def _origin(source: Source) -> str:
+    return str(source) if isinstance(source, (str, Path)) else "demonstrations"
+
+
+def ending_of(tokenizer: Any) -> int:
+    """Token id that ends an answer.
+
+    Raises
+    ------
+    InputInvalid
+        There is none.
+    """
+    if tokenizer.eos_token_id is None:
+        raise InputInvalid(
+            "the tokenizer has no token that ends an answer", mend="set its eos_token"
+        )
+    return int(tokenizer.eos_token_id)
 
 
 def prompts_of(row: Mapping[str, Any]) -> str | list[Any]:
@@ -95,13 +115,11 @@ def encode(tokenizer: Any, row: Mapping[str, Any]) -> Example:
     InputInvalid
         A conversation and no chat template, or no token that ends an answer.
     """
-    ending = tokenizer.eos_token_id
-    if ending is None:
-        raise InputInvalid(
-            "the tokenizer has no token that ends an answer", mend="set its eos_token"
-        )
+    ending = ending_of(tokenizer)
     asked = prompts_of(row)
     prompt = encode_prompt(tokenizer, asked)
+    if not prompt:
+        raise InputInvalid(f"the prompt {asked!r:.60} has no tokens", mend="leave the row out")
     if isinstance(asked, str):
         text = row["completion"]
     else:
@@ -123,13 +141,21 @@ def encode_all(
         As `read_demonstrations` and `encode`, or one is longer than ``max_length`` tokens.
     """
     rows = read_demonstrations(source)
-    examples = [encode(tokenizer, row) for row in rows]
-    for number, example in enumerate(examples):
+    examples = []
+    for number, row in enumerate(rows):
+        try:
+            example = encode(tokenizer, row)
+        except InputInvalid as error:
+            raise InputInvalid(
+                error.what, origin=f"{_origin(source)}, row {number}", mend=error.mend
+            ) from error
         if len(example) > max_length:
             raise InputInvalid(
                 f"demonstration {number} has {len(example)} tokens",
+                origin=_origin(source),
                 mend=f"leave it out, or raise max_length (now {max_length})",
             )
+        examples.append(example)
     return rows, examples
 
 
@@ -172,8 +198,10 @@ def turn_between(tokenizer: Any, instruction: str, *, chat: bool) -> list[int]:
     Raises
     ------
     InputInvalid
-        There is no chat template, or it does not repeat what an assistant said.
+        Half a character in the instruction, no chat template, or one that does not repeat what an
+        assistant said.
     """
+    check_whole(instruction, "the correction")
     if not chat:
         return list(tokenizer(f"\n\n{instruction}\n", add_special_tokens=False)["input_ids"])
     draft = "zeitgeistdraft"
@@ -194,15 +222,25 @@ def turn_between(tokenizer: Any, instruction: str, *, chat: bool) -> list[int]:
     return list(tokenizer(after, add_special_tokens=False)["input_ids"])
 
 
-def _templated(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> str:
+def _templated(
+    tokenizer: Any, messages: Sequence[Mapping[str, str]], *, generation: bool = True
+) -> str:
     if not tokenizer.chat_template:
         raise InputInvalid(
             "the demonstrations are conversations and the tokenizer has no chat template",
             mend="give prompt and completion as text, or a model that chats",
         )
-    text: str = tokenizer.apply_chat_template(
-        list(messages), tokenize=False, add_generation_prompt=True
-    )
+    from jinja2 import TemplateError
+
+    try:
+        text: str = tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=generation
+        )
+    except TemplateError as error:  # "Conversation roles must alternate ..." of some
+        raise InputInvalid(
+            f"the chat template refuses {messages!r:.80}: {error}",
+            mend="give turns that it knows, or prompt and completion as text",
+        ) from error
     return text
 
 
@@ -211,7 +249,7 @@ def _answer_in_template(
 ) -> str:
     """What the template writes after the prompt."""
     prompt = _templated(tokenizer, asked)
-    whole: str = tokenizer.apply_chat_template([*asked, *answer], tokenize=False)
+    whole = _templated(tokenizer, [*asked, *answer], generation=False)
     if not whole.startswith(prompt):
         raise InputInvalid(
             "the chat template does not write the prompt alone as it writes it before an answer",
@@ -231,16 +269,23 @@ def _rows_of(path: Path) -> Iterator[Any]:
         try:
             yield from parquet.read_table(path).to_pylist()
         except ArrowInvalid as error:
-            raise InputInvalid(f"this is no Parquet: {error}", origin=path) from error
+            raise InputInvalid(
+                f"this is no Parquet: {error}", origin=path, mend="write it anew"
+            ) from error
         return
     if path.suffix not in (".jsonl", ".json"):
         raise InputInvalid(
             f"'{path}' is no .jsonl, .json or .parquet", mend="name or convert it so"
         )
     try:
-        text = path.read_text(encoding="utf-8")
+        # Editors on Windows begin a file with a mark, which JSON does not allow.
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputInvalid("the file is not UTF-8", origin=path) from error
+        raise InputInvalid("the file is not UTF-8", origin=path, mend="save it as such") from error
+    except OSError as error:
+        raise InputInvalid(
+            f"the file cannot be read: {error.strerror}", origin=path, mend="give one that can"
+        ) from error
     if path.suffix == ".json":
         found = _parsed(text, str(path))
         yield from found if isinstance(found, list) else [found]
@@ -254,7 +299,9 @@ def _parsed(text: str, origin: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputInvalid(f"this is no JSON: {error}", origin=origin) from error
+        raise InputInvalid(
+            f"this is no JSON: {error}", origin=origin, mend="one object a line in .jsonl"
+        ) from error
 
 
 def _check(row: Any, origin: str) -> None:
@@ -286,7 +333,7 @@ def _check(row: Any, origin: str) -> None:
             _check_messages(row[name], name, origin)
 
 
-def _check_whole(texts: Any, origin: str) -> None:
+def check_whole(texts: Any, origin: str) -> None:
     """Refuse half characters: JSON can write them, no tokenizer reads them."""
     try:
         json.dumps(texts, ensure_ascii=False, default=str).encode()
@@ -301,7 +348,9 @@ def _check_whole(texts: Any, origin: str) -> None:
 def _check_messages(found: Any, name: str, origin: str) -> None:
     # pyarrow and datasets hand over lists of mappings as well.
     if not isinstance(found, Sequence) or isinstance(found, str) or not found:
-        raise InputInvalid(f"{name!r} is {found!r:.60}, no list of messages", origin=origin)
+        raise InputInvalid(
+            f"{name!r} is {found!r:.60}, no list of messages", origin=origin, mend=FORMS
+        )
     for message in found:
         whole = isinstance(message, Mapping) and all(
             isinstance(message.get(key), str) for key in ("role", "content")

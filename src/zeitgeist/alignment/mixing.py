@@ -29,7 +29,13 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from zeitgeist.alignment.decoding import draw_tokens, numbers, rollout, watched
+from zeitgeist.alignment.decoding import (
+    check_temperature,
+    draw_tokens,
+    numbers,
+    rollout,
+    watched,
+)
 from zeitgeist.errors import InputInvalid, did_you_mean
 from zeitgeist.training import Example, answer_logits, collate
 from zeitgeist.training.contexts import Context, gold_context
@@ -131,8 +137,7 @@ def mix(
     for name, share in (("gold share", gold_share), ("clean share", clean_share)):
         if not 0 <= share <= 1:
             raise InputInvalid(f"the {name} is {share}", mend="give 0 to 1")
-    if not temperature >= 0:
-        raise InputInvalid(f"the temperature is {temperature}", mend="give 0 or more")
+    check_temperature(temperature)
     for rows in watched([len(example) for example in examples], batch_size, "mix", progress):
         chosen = [examples[row] for row in rows]
         width = max(len(example.answer) for example in chosen)

@@ -12,11 +12,11 @@ from transformers.utils import logging as transformers_logging
 
 from zeitgeist.checkpoints import is_adapter, resolve
 from zeitgeist.errors import InputInvalid
-from zeitgeist.training import load_model
+from zeitgeist.training import best_device, load_model
 
 
 def open_policy(reference: str | Path, *, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
-    """A model in evaluation mode, and its tokenizer.
+    """A model in evaluation mode, where it runs fastest, and its tokenizer.
 
     Parameters
     ----------
@@ -45,7 +45,10 @@ def open_policy(reference: str | Path, *, dtype: torch.dtype = torch.float32) ->
                 mend="write base_model_name_or_path there",
             )
         adapter, place = place, resolve(named)
-    return load_policy(place, adapter, dtype=dtype), open_tokenizer(place)
+    model = load_policy(place, adapter, dtype=dtype, device=best_device())
+    # Trainers save a tokenizer beside an adapter where it has another chat template than the base.
+    beside = adapter is not None and (adapter / "tokenizer_config.json").is_file()
+    return model, open_tokenizer(adapter if adapter is not None and beside else place)
 
 
 def load_policy(place: Path, adapter: Path | None = None, **known: Any) -> Any:
@@ -59,11 +62,20 @@ def load_policy(place: Path, adapter: Path | None = None, **known: Any) -> Any:
     try:
         with quiet():
             return load_model(place, adapter, **known)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    # peft tells an adapter for another base, or of a kind that is no part of weights, in these.
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        SafetensorError,
+        RuntimeError,
+        AttributeError,
+        TypeError,
+    ) as error:
         raise InputInvalid(
             f"this is no causal language model: {' '.join(str(error).split()):.160}",
             origin=adapter or place,
-            mend="give one",
+            mend="give one" if adapter is None else "give a LoRA adapter with its own base",
         ) from error
 
 

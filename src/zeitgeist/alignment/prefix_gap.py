@@ -24,7 +24,14 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from zeitgeist.alignment.corrections import two_passes
-from zeitgeist.alignment.decoding import batches, check_context, control_tokens, drafts
+from zeitgeist.alignment.decoding import (
+    batches,
+    check_context,
+    check_known,
+    control_tokens,
+    drafts,
+    evaluating,
+)
 from zeitgeist.alignment.demonstrations import Source, encode_all, is_chat, turn_between
 from zeitgeist.errors import InputInvalid
 from zeitgeist.training import Example, answer_logits, collate
@@ -282,7 +289,7 @@ def gap(
     Parameters
     ----------
     model
-        A causal transformers model.
+        A causal transformers model; every module is left in the mode it was in.
     tokenizer
         Its own.
     demonstrations
@@ -325,14 +332,15 @@ def gap(
     between = None
     if correction is not None:
         between = turn_between(tokenizer, correction, chat=is_chat(rows))
-    model.eval()
-    return measure_gap(
-        model,
-        examples,
-        forbidden=control_tokens(model, tokenizer),
-        between=between,
-        max_length=max_length,
-        pad=int(tokenizer.pad_token_id or 0),
-        batch_size=batch_size,
-        progress=progress,
-    )
+    check_known(model, [example.prompt + example.answer for example in examples])
+    with evaluating(model):
+        return measure_gap(
+            model,
+            examples,
+            forbidden=control_tokens(model, tokenizer),
+            between=between,
+            max_length=max_length,
+            pad=int(tokenizer.pad_token_id or 0),
+            batch_size=batch_size,
+            progress=progress,
+        )

@@ -33,11 +33,18 @@ from typing import Any
 import torch
 
 from zeitgeist.alignment.context_files import check_file, read_contexts, write_contexts
-from zeitgeist.alignment.decoding import check_context, control_tokens, reads
+from zeitgeist.alignment.decoding import (
+    check_context,
+    check_known,
+    control_tokens,
+    evaluating,
+    reads,
+)
 from zeitgeist.alignment.demonstrations import Source, encode_all, is_chat, turn_between
 from zeitgeist.alignment.mixing import Replaced
 from zeitgeist.alignment.policies import load_policy, open_tokenizer
 from zeitgeist.alignment.prefix_gap import GapReport, measure_gap
+from zeitgeist.alignment.schedules import gold_shares
 from zeitgeist.alignment.self_generated_files import (
     card,
     plain,
@@ -91,7 +98,8 @@ def build_mixed(
     Parameters
     ----------
     model
-        A causal transformers model, whose tokens they are.
+        A causal transformers model, whose tokens they are; every module is left in the mode it was
+        in.
     tokenizer
         Its own.
     demonstrations
@@ -136,16 +144,18 @@ def build_mixed(
     chosen = options or SelfGeneratedOptions()
     target = None if out is None else Path(out)
     if target is not None:
-        check_file(target, overwrite=overwrite)
+        check_file(target, overwrite=overwrite, inputs=_paths(demonstrations))
+    gold_shares(gold_share, 1, floor=chosen.floor)
     rows, examples = encode_all(tokenizer, demonstrations, max_length=chosen.max_length)
     chosen = replace(chosen, max_length=min(chosen.max_length, reads(model)))
     check_context(model, map(len, examples))
     vocabulary = _vocabulary(model, tokenizer, rows, chosen)
-    check_room(examples, vocabulary, chosen)
-    model.eval()
-    mixed = make_contexts(
-        model, examples, vocabulary, chosen, gold_share=gold_share, progress=progress
-    )
+    check_room(model, examples, vocabulary, chosen)
+    check_known(model, [example.prompt + example.answer for example in examples])
+    with evaluating(model):
+        mixed = make_contexts(
+            model, examples, vocabulary, chosen, gold_share=gold_share, progress=progress
+        )
     if target is not None:
         write_contexts(mixed.contexts, target, overwrite=overwrite)
     return mixed
@@ -228,7 +238,10 @@ def train(
             f"{str(reference)!r} is an adapter",
             mend="merge it into its base first, then train the whole",
         )
-    check_output(target, overwrite=overwrite, inputs=[place])
+    if any(parent.is_file() for parent in target.parents):
+        raise InputInvalid(f"the output '{target}' lies in a file", mend="choose another name")
+    inputs = [place, *_paths(demonstrations), *_paths(held_out)]
+    check_output(target, overwrite=overwrite, inputs=inputs)
     source, tokenizer = open_checkpoint(place), open_tokenizer(place)
     rows, examples = encode_all(tokenizer, demonstrations, max_length=chosen.max_length)
     scored = None
@@ -241,10 +254,18 @@ def train(
     vocabulary = _vocabulary(model, tokenizer, rows, chosen)
     for each in filter(None, (examples, scored)):
         check_context(model, map(len, each))
-        check_room(each, vocabulary, chosen)
+        check_room(model, each, vocabulary, chosen)
+        check_known(model, [example.prompt + example.answer for example in each])
     hashes = source.fingerprint()
     known = (asdict(chosen), chosen.shares(), sorted(hashes.items()), examples, scored, str(dtype))
     work = _work(target, repr({**known[0], "gold_share": known[1]}) + repr(known[2:]))
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputInvalid(
+            f"the output '{target}' cannot be written: {error.strerror}",
+            mend="choose another place",
+        ) from error
     before = _gap(model, scored, vocabulary, chosen, progress)
     model, stages = _rounds(model, examples, vocabulary, chosen, work, progress)
     report = SelfGeneratedReport(
@@ -254,7 +275,7 @@ def train(
         _gap(model, scored, vocabulary, chosen, progress),
         time.monotonic() - started,
     )
-    with new_directory(target, overwrite=overwrite, inputs=[place]) as partial:
+    with new_directory(target, overwrite=overwrite, inputs=inputs) as partial:
         write_model(model, partial, chosen, reference, place, source)
         told = {"options": plain(chosen), "report": asdict(report), "versions": versions()}
         (partial / RECORD).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
@@ -263,6 +284,11 @@ def train(
     for left in target.parent.glob(f".{glob.escape(target.name)}.rounds-*"):
         shutil.rmtree(left, ignore_errors=True)
     return report
+
+
+def _paths(source: Source | None) -> list[Path]:
+    """What a source is read from."""
+    return [Path(source)] if isinstance(source, (str, Path)) else []
 
 
 def _vocabulary(
@@ -340,6 +366,7 @@ def _rounds(
         kept = work / f"contexts-{number}.jsonl"
         model.eval()
         mixed = _contexts(model, examples, vocabulary, options, number, share, kept, progress)
+        _drop_torn(work / f"trainer-{number}")
         stage = learn(
             model,
             mixed,
@@ -359,6 +386,15 @@ def _rounds(
         if number > plan[0][0]:
             shutil.rmtree(work / f"round-{number - 1}")
     return model, tuple(stages)
+
+
+def _drop_torn(place: Path) -> None:
+    """Remove checkpoints whose writing was stopped; the Trainer writes its state last."""
+    for checkpoint in place.glob("checkpoint-*"):
+        try:
+            json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            shutil.rmtree(checkpoint)
 
 
 def _contexts(

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from zeitgeist.alignment.corrections import INSTRUCTION
+from zeitgeist.alignment.decoding import check_temperature
+from zeitgeist.alignment.demonstrations import check_whole
 from zeitgeist.alignment.mixing import MODES, Replaced
 from zeitgeist.alignment.prefix_gap import GapReport
 from zeitgeist.alignment.schedules import gold_shares
@@ -102,9 +104,10 @@ class SelfGeneratedOptions:
         for name in ("rank", "alpha", "batch_size", "generation_batch", "max_length"):
             if getattr(self, name) < 1:
                 raise InputInvalid(f"{name} is {getattr(self, name)}", mend="give at least 1")
-        for name in ("temperature", "warm_start"):
-            if not getattr(self, name) >= 0:
-                raise InputInvalid(f"{name} is {getattr(self, name)}", mend="give 0 or more")
+        check_temperature(self.temperature)
+        check_whole(self.correction, "the correction")
+        if not self.warm_start >= 0:
+            raise InputInvalid(f"warm_start is {self.warm_start}", mend="give 0 or more")
         if not 0 <= self.seed < 2**32:
             raise InputInvalid(f"seed is {self.seed}", mend="give at least 0 and less than 2**32")
         if self.warm_start == math.inf:

@@ -15,7 +15,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from zeitgeist.alignment.corrections import corrected_prompt, correction
-from zeitgeist.alignment.decoding import drafts, numbers
+from zeitgeist.alignment.decoding import check_context, drafts, numbers
 from zeitgeist.alignment.mixing import Replaced, mix
 from zeitgeist.alignment.self_generated_options import SelfGeneratedOptions, Stage
 from zeitgeist.training import Example
@@ -98,13 +98,20 @@ def make_contexts(
 
 
 def check_room(
-    examples: Sequence[Example], vocabulary: Vocabulary, options: SelfGeneratedOptions
+    model: Any,
+    examples: Sequence[Example],
+    vocabulary: Vocabulary,
+    options: SelfGeneratedOptions,
 ) -> None:
     """Refuse demonstrations that leave no place for a draft, before anything is drafted."""
     if options.method != "bash":
-        room = options.max_length - max(len(example.answer) for example in examples)
+        longest = max(len(example.answer) for example in examples)
         for example in examples:
-            corrected_prompt(example.prompt, (), vocabulary.between, room=room)
+            corrected_prompt(
+                example.prompt, (), vocabulary.between, room=options.max_length - longest
+            )
+        if options.splice:  # a draft that begins as gold does goes on for as long as any
+            check_context(model, (len(example) + longest - 2 for example in examples))
 
 
 def _corrections(

@@ -117,7 +117,7 @@ def train(
     """
     from zeitgeist.errors import InputInvalid
 
-    check_picture(picture)
+    check_picture(picture, overwrite=overwrite)
     if picture is not None and held_out is None:
         raise InputInvalid("--picture shows the gap on --held-out", mend="give both")
     shares = _shares(gold_share)
@@ -225,7 +225,9 @@ def mix(
         Print a machine-readable report.
     """
     from zeitgeist.alignment.context_files import check_file
+    from zeitgeist.alignment.demonstrations import read_demonstrations
     from zeitgeist.alignment.policies import open_policy
+    from zeitgeist.alignment.schedules import gold_shares
     from zeitgeist.alignment.self_generated import SelfGeneratedOptions, build_mixed
 
     options = SelfGeneratedOptions(
@@ -239,7 +241,9 @@ def mix(
         generation_batch=generation_batch,
         seed=seed,
     )
-    check_file(output, overwrite=overwrite)
+    check_file(output, overwrite=overwrite, inputs=[demonstrations])
+    gold_shares(gold_share, 1, floor=options.floor)
+    read_demonstrations(demonstrations)  # before a model is opened for them
     opened, tokenizer = open_policy(model)
     mixed = build_mixed(
         opened,
@@ -301,9 +305,15 @@ def gap(
         Print a machine-readable report.
     """
     check_picture(picture)
+    from zeitgeist.alignment.demonstrations import check_whole, read_demonstrations
     from zeitgeist.alignment.policies import open_policy
     from zeitgeist.alignment.prefix_gap import gap as measure
+    from zeitgeist.errors import InputInvalid
 
+    if batch_size < 1:
+        raise InputInvalid(f"batch_size is {batch_size}", mend="give at least 1")
+    check_whole(correction, "the correction")
+    read_demonstrations(demonstrations)  # before a model is opened for them
     reports: dict[str, GapReport] = {}
     for reference in filter(None, (against, model)):
         opened, tokenizer = open_policy(reference)
@@ -364,9 +374,18 @@ def answer(
         Prompts at a time.
     """
     from zeitgeist.alignment.answering import answer as run
+    from zeitgeist.alignment.answering import check_answering
     from zeitgeist.alignment.demonstrations import read_prompts
     from zeitgeist.alignment.policies import open_policy
 
+    check_answering(
+        passes=passes,
+        correction=correction,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        batch_size=batch_size,
+    )
     asked = read_prompts(prompts)
     opened, tokenizer = open_policy(model)
     for found in run(

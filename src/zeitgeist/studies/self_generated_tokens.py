@@ -278,6 +278,9 @@ STUDY = Study(
         "A verdict on the language model: it runs with too few seeds, for a look at the same "
         "numbers on real tokens.",
         "What RAC could learn with more steps: half of its equal budget goes to corrections.",
+        "Random tokens at an equal rate of errors: they replace as many positions as the model's "
+        "own, and of those more differ from gold.",
+        "Whether a gap that shrank did so from above or below: read it beside both accuracies.",
         "The best schedule: gold shares are constant over rounds, so that each is one condition.",
     ),
     arms=(

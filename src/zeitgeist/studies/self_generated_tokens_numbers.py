@@ -253,7 +253,8 @@ def longer(bench: Bench) -> Any:
 def more_steps(bench: Bench) -> int:
     """Steps of a round that cost what a round of mixed contexts does with making them."""
     examples = bench.round_examples(1)
-    learned = sum(map(len, examples))
+    # A round may be longer than one pass over the demonstrations, which are read once.
+    learned = bench.steps * bench.batch_size * sum(map(len, examples)) / len(examples)
     read = sum(len(example) - 1 for example in examples)
     return round(bench.steps * (1 + READ * read / learned))
 
