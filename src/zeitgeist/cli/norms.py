@@ -59,7 +59,9 @@ def norms(
             }
             for layer in found.layers
         ]
-        print(dumps({"base": base, "tuned": tuned, "notes": found.notes, "tensors": told}, indent=2))
+        print(
+            dumps({"base": base, "tuned": tuned, "notes": found.notes, "tensors": told}, indent=2)
+        )
     else:
         _tell(found.layers, kinds, dual)
         for note in found.notes:

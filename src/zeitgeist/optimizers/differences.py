@@ -126,7 +126,6 @@ def _measured(
     progress: bool | None,
 ) -> Differences:
     turned = first.config.get("model_type") in INPUTS_FIRST
-    layers = []
     total = sum(as_matrix(each.shape)[0] * as_matrix(each.shape)[1] for each in found)
     with tqdm(
         total=total,
@@ -136,17 +135,17 @@ def _measured(
         disable=None if progress is None else not progress,
         file=sys.stderr,
     ) as bar:
-        for each in found:
-            layers.append(
-                measured(
-                    each.name,
-                    each.shape,
-                    _blocks(each, kinds, bar),
-                    kinds,
-                    transposed=turned and each.name.endswith(PROJECTIONS),
-                    singular=each.singular() if each.singular else None,
-                )
+        layers = [
+            measured(
+                each.name,
+                each.shape,
+                _blocks(each, kinds, bar),
+                kinds,
+                transposed=turned and each.name.endswith(PROJECTIONS),
+                singular=each.singular() if each.singular else None,
             )
+            for each in found
+        ]
     told = [*notes, *_shapes_told(found)]
     if not any(layer.norms[kind] for layer in layers for kind in layer.norms):
         told.append("nothing differs: every tensor has the same values in both")
@@ -214,8 +213,8 @@ def _of_model(
         )
 
     def rows(name: str) -> Callable[[int, int], Tensor]:
-        return lambda start, stop: (
-            _rows(second, name, start, stop).sub_(_rows(first, name, start, stop))
+        return lambda start, stop: _rows(second, name, start, stop).sub_(
+            _rows(first, name, start, stop)
         )
 
     return [_Difference(name, first.spec(name).shape, rows(name)) for name in kept], notes
@@ -266,9 +265,7 @@ def _of_factors(adapter: Adapter, module: str) -> _Difference:
         return left[start:stop] @ right
 
     shape = adapter.shape(module)
-    return _Difference(
-        f"{module}.weight", shape, rows, lambda: _product_singular_values(*pair())
-    )
+    return _Difference(f"{module}.weight", shape, rows, lambda: _product_singular_values(*pair()))
 
 
 def _product_singular_values(

@@ -53,7 +53,7 @@ def norms_chart(
     before = [
         {"from": low, "to": high, "share": share} for low, high, share in whole_histogram(layers)
     ]
-    title = "singular value / the largest of its matrix (log)"
+    title = "singular value / the largest of its matrix (log; the first bar has all below)"
     x_scale = alt.Scale(type="log", domain=[1e-4, 1.0])
     spread = (
         alt.Chart(alt.InlineData(values=before), width=560, height=160)
