@@ -40,8 +40,8 @@ class LayerNorms:
     """One tensor. ``dual`` are the dual norms; ``singular`` its singular values, largest first.
 
     A matrix has all norms that were asked for, a vector those that vectors have. Further dimensions
-    are flattened into inputs: of a stack of experts that is one matrix. ``singular`` is empty for vectors and where no spectral norm was
-    asked for.
+    are flattened into inputs: of a stack of experts that is one matrix. ``singular`` is empty for
+    vectors and where no spectral norm was asked for.
     """
 
     name: str
@@ -146,7 +146,7 @@ def rows_at_once(shape: Sequence[int], kinds: Sequence[str]) -> int:
 def measured(
     name: str,
     shape: Sequence[int],
-    blocks: Iterable[Float64[Tensor, "rows n"]],
+    blocks: Iterable[Float64[Tensor, "_ n"]],
     kinds: Sequence[str],
     *,
     transposed: bool = False,
