@@ -29,23 +29,24 @@ def norms(
     base
         A directory, hub:org/name or pypi:package.
     tuned
-        The same model after training.
+        The same model after training, or a LoRA adapter for it.
     norms
         Which, with commas: frobenius, max_entry, spectral, rms_spectral, column_rms, row_rms,
         row_l2, rms_inf, rms. Default: those without rows and columns.
     dual
-        Print dual norms instead, such as the nuclear for the spectral.
+        Print and draw dual norms instead, such as the nuclear for the spectral.
     output
         A picture to write, with a histogram of singular values: .png or .svg.
     json
         Print a machine-readable report, with histograms.
     """
     check_picture(output)
-    from zeitgeist.optimizers.diagnosis import SHOWN, check_kinds, difference_norms
+    from zeitgeist.optimizers.diagnosis import SHOWN, check_kinds
+    from zeitgeist.optimizers.differences import difference_norms
 
-    kinds = tuple(norms.split(",")) if norms else SHOWN
+    kinds = tuple(dict.fromkeys(kind.strip() for kind in norms.split(","))) if norms else SHOWN
     check_kinds(kinds)
-    layers = difference_norms(base, tuned, kinds)
+    found = difference_norms(base, tuned, kinds)
     if json:
         told = [
             {
@@ -56,18 +57,22 @@ def norms(
                 "stable_rank": layer.stable_rank,
                 "histogram": layer.histogram(),
             }
-            for layer in layers
+            for layer in found.layers
         ]
-        print(dumps(told, indent=2))
+        print(
+            dumps({"base": base, "tuned": tuned, "notes": found.notes, "tensors": told}, indent=2)
+        )
     else:
-        _tell(layers, kinds, dual)
+        _tell(found.layers, kinds, dual)
+        for note in found.notes:
+            print(f"note: {note}")
     if output is not None:
         from zeitgeist.optimizers.norms_charts import norms_chart
 
-        write_picture(norms_chart(layers, kinds), output)
+        write_picture(norms_chart(found.layers, kinds, dual=dual), output)
 
 
-def _tell(layers: "list[LayerNorms]", kinds: tuple[str, ...], dual: bool) -> None:
+def _tell(layers: "tuple[LayerNorms, ...]", kinds: tuple[str, ...], dual: bool) -> None:
     wide = max(len(layer.name) for layer in layers)
     print(f"{'':{wide}s}" + "".join(f"{kind:>13s}" for kind in kinds) + f"{'stable rank':>13s}")
     for layer in layers:

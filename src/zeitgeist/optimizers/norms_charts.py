@@ -15,7 +15,9 @@ COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#0072B2", "#F
            "#000000")  # fmt: skip
 
 
-def norms_chart(layers: Sequence[LayerNorms], kinds: Sequence[str]) -> Figure:
+def norms_chart(
+    layers: Sequence[LayerNorms], kinds: Sequence[str], *, dual: bool = False
+) -> Figure:
     """Every norm over the matrices in order, and the singular values of all of them.
 
     Parameters
@@ -24,21 +26,24 @@ def norms_chart(layers: Sequence[LayerNorms], kinds: Sequence[str]) -> Figure:
         Of one model.
     kinds
         The norms that were asked for.
+    dual
+        Draw the dual norms.
     """
     matrices = [layer for layer in layers if len(layer.shape) >= 2]
     points = [
-        {"tensor": layer.name, "place": place, "norm": kind, "value": max(value, 1e-12)}
+        {"tensor": layer.name, "place": place, "norm": kind, "value": value}
         for place, layer in enumerate(matrices)
-        for kind, value in layer.norms.items()
+        for kind, value in (layer.dual if dual else layer.norms).items()
         if value > 0
     ]
+    word = "dual norm" if dual else "norm"
     scale = alt.Scale(domain=list(kinds), range=list(COLOURS[: len(kinds)]))
     by_layer = (
         alt.Chart(alt.InlineData(values=points), width=560, height=240)
         .mark_point(filled=True, size=30, opacity=0.9)
         .encode(
             x=alt.X("place:Q", title="matrix, in the order of the file"),
-            y=alt.Y("value:Q", title="norm (log)", scale=alt.Scale(type="log")),
+            y=alt.Y("value:Q", title=f"{word} (log)", scale=alt.Scale(type="log")),
             color=alt.Color("norm:N", title=None, scale=scale),
             shape=alt.Shape("norm:N", title=None, scale=alt.Scale(domain=list(kinds))),
             tooltip=["tensor:N", "norm:N", alt.Tooltip("value:Q", format=".3~e")],
@@ -48,7 +53,7 @@ def norms_chart(layers: Sequence[LayerNorms], kinds: Sequence[str]) -> Figure:
     before = [
         {"from": low, "to": high, "share": share} for low, high, share in whole_histogram(layers)
     ]
-    title = "singular value / the largest of its matrix (log)"
+    title = "singular value / the largest of its matrix (log; the first bar has all below)"
     x_scale = alt.Scale(type="log", domain=[1e-4, 1.0])
     spread = (
         alt.Chart(alt.InlineData(values=before), width=560, height=160)
@@ -68,7 +73,7 @@ def norms_chart(layers: Sequence[LayerNorms], kinds: Sequence[str]) -> Figure:
         panels.append(alt.layer(spread, line.encode(x=alt.X("at:Q", title=title, scale=x_scale))))
     return Figure(
         "norms",
-        "How large each layer's update is, under every norm",
+        f"How large each layer's update is, under every {word}",
         "Below: singular values before orthogonalising (bars); afterwards all lie at the dashed "
         "line.",
         alt.vconcat(*panels).resolve_scale(color="independent"),
