@@ -1,11 +1,11 @@
-"""One side of `benchmarks.gradient_restriction_steps`, in its own Python: ours, Avalanche or Mammoth.
+"""One side of `benchmarks.gradient_restriction_steps`, in its own Python.
 
-    PYTHON benchmarks/gradient_restriction_sides.py SIDE [SOURCE]
+    PYTHON benchmarks/gradient_restriction_sides.py ours | avalanche | mammoth SOURCE
 
-Reads a JSON line per job from stdin, ``{"inputs": npz, "way": name, "save": npz or null}``, takes as
-many steps as there are batches and answers with a JSON line: CPU and wall seconds of all steps. What
-a peer needs is imported in its own function; nothing is changed in a peer but where a way says so.
-The first line that is written tells versions and ways.
+Reads a JSON line per job from stdin, ``{"inputs": npz, "way": name, "save": npy or null}``, takes
+as many steps as there are batches and answers with a JSON line: CPU and wall seconds of all steps.
+What a peer needs is imported in its own function; nothing is changed in a peer but where a way says
+so. The first line that is written tells versions and ways.
 """
 
 import json
@@ -19,6 +19,7 @@ from argparse import Namespace
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.metadata import version
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -44,7 +45,7 @@ def network(weights: list[Tensor] | None = None) -> torch.nn.Sequential:
     """784-100-100-10."""
     sizes = (784, 100, 100, 10)
     layers: list[torch.nn.Module] = []
-    for before, after in zip(sizes, sizes[1:], strict=False):
+    for before, after in pairwise(sizes):
         layers += [torch.nn.Linear(before, after), torch.nn.ReLU()]
     net = torch.nn.Sequential(*layers[:-1])
     if weights is not None:

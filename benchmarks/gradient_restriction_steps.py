@@ -1,15 +1,15 @@
-"""Seconds per whole training step of GEM and A-GEM: ours, Avalanche's and Mammoth's, on the same inputs.
+"""Seconds per whole training step of GEM and A-GEM: ours, Avalanche's, Mammoth's, on equal inputs.
 
     python -m benchmarks.gradient_restriction_steps --avalanche PYTHON
         --mammoth PYTHON --mammoth-source DIR
 
-PYTHON has the peer's packages (avalanche-lib; for Mammoth, which is on no index, a checkout and what
-it imports); peers that are not named are left out. A network 784-100-100-10, SGD at .1, batches of 10,
-256 memories per past task, no memory strength; generated pictures of MNIST's shape, permuted per task,
-and a start that has learned all past tasks. Inputs are written once; every side is a process of its own
-with one thread; sides take turns. Medians over rounds of the mean CPU time of a step, from zeroing
-gradients to the optimiser's step. "Apart": distance between the weights of two sides after all steps,
-relative to the way that ours went; it decides nothing.
+PYTHON has the peer's packages (avalanche-lib; for Mammoth, which is on no index, a checkout and
+what it imports); peers that are not named are left out. A network 784-100-100-10, SGD at .1,
+batches of 10, 256 memories per past task, no memory strength; generated pictures of MNIST's shape,
+permuted per task, and a start that has learned all past tasks. Inputs are written once; every side
+is a process of its own with one thread; sides take turns. Medians over rounds of the mean time of a
+step, from zeroing gradients to the optimiser's step. "Apart": distance between the weights of two
+sides after all steps, relative to the way that ours went; it decides nothing.
 """
 
 import argparse
@@ -158,9 +158,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 ends["start", "", past] = np.concatenate(
                     [found[f"weight{i}"].astype(float).ravel() for i in range(6)]
                 )
-            for name, way in [(name, way) for name in sides for way in sides[name].told["ways"]]:
-                sides[name].job(inputs, way, saved)  # also warms up
-                ends[name, way, past] = np.load(saved)
+            for name, side in sides.items():
+                for way in side.told["ways"]:
+                    side.job(inputs, way, saved)  # also warms up
+                    ends[name, way, past] = np.load(saved)
             for turn in range(rounds):
                 for name, way, _ in rows if turn % 2 else rows[::-1]:
                     taken = sides[name].job(inputs, way)
@@ -168,22 +169,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     wall.setdefault((name, way, past), []).append(1e3 * taken["wall"] / steps)
     for side in sides.values():
         side.close()
+    columns = " | ".join(f"{past} past tasks" for past in tasks)
     for what, times in (("CPU", cpu), ("wall", wall)):
-        print(f"\n| {what} ms a step | {' | '.join(f'{past} past tasks' for past in tasks)} | "
-              f"each further task |\n|---|{'---|' * (len(tasks) + 1)}")  # fmt: skip
+        print(f"\n| {what} ms a step | {columns} | each further task |")
+        print(f"|---|{'---|' * (len(tasks) + 1)}")
         for name, way, shown in rows:
             cells = [median(times[name, way, past]) for past in tasks]
             slope = float(np.polyfit(tasks, cells, 1)[0])
             print(f"| {shown} | {' | '.join(f'{c:.2f}' for c in cells)} | {slope:.2f} |")
-    print(f"\n| apart from ours after {steps} steps | "
-          f"{' | '.join(f'{past} past tasks' for past in tasks)} |\n|---|{'---|' * len(tasks)}")  # fmt: skip
-    for name in [name for name in sides if name != "ours"]:
-        for way in [way for way in sides[name].told["ways"] if way.startswith("gem")]:
-            cells = [
-                apart(ends["ours", "gem", past], ends[name, way, past], ends["start", "", past])
-                for past in tasks
-            ]
-            print(f"| {name}, {way} | {' | '.join(f'{cell:.0e}' for cell in cells)} |")
+    print(f"\n| apart from ours after {steps} steps | {columns} |\n|---|{'---|' * len(tasks)}")
+    for name, side in sides.items():
+        for way in side.told["ways"]:
+            if name != "ours" and way.startswith("gem"):
+                cells = [
+                    apart(ends["ours", "gem", past], ends[name, way, past], ends["start", "", past])
+                    for past in tasks
+                ]
+                print(f"| {name}, {way} | {' | '.join(f'{cell:.0e}' for cell in cells)} |")
 
 
 if __name__ == "__main__":
