@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.metadata import version
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -215,8 +216,8 @@ def avalanche() -> tuple[dict[str, Way], dict[str, str]]:
 
 def mammoth(source: str) -> tuple[dict[str, Way], dict[str, str]]:
     """Its models' ``observe`` in a plain loop."""
-    sys.path.insert(0, source)
     os.chdir(source)
+    sys.path.insert(0, str(Path.cwd()))
     from models import gem as module
     from models.agem import AGem
     from models.gem import Gem

@@ -177,6 +177,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             cells = [median(times[name, way, past]) for past in tasks]
             slope = float(np.polyfit(tasks, cells, 1)[0])
             print(f"| {shown} | {' | '.join(f'{c:.2f}' for c in cells)} | {slope:.2f} |")
+    if len(sides) == 1:
+        return
     print(f"\n| apart from ours after {steps} steps | {columns} |\n|---|{'---|' * len(tasks)}")
     for name, side in sides.items():
         for way in side.told["ways"]:
