@@ -5,6 +5,7 @@ from benchmarks import (
     capture,
     circuits,
     gradient_restriction,
+    gradient_restriction_steps,
     head_scan,
     hybrid_attention,
     knots_factored,
@@ -39,3 +40,5 @@ print("\n## Probes of every cell against scikit-learn in a loop\n", flush=True)
 truth_probes.main(["--quick"])
 print("\n## GEM's projection against the published arithmetic\n", flush=True)
 gradient_restriction.main(["--quick"])
+print("\n## Whole training steps of GEM and A-GEM\n", flush=True)
+gradient_restriction_steps.main(["--quick"])
