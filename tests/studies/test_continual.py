@@ -214,3 +214,12 @@ def test_every_claim_compares_what_there_is(measured: Any) -> None:
 def test_the_study_runs(evidence: Evidence) -> None:
     assert evidence.failures == ()
     assert {verdict.claim for verdict in evidence.verdicts} == {claim.slug for claim in CLAIMS}
+
+
+def test_the_pictures_are_drawn_of_what_was_measured(evidence: Evidence) -> None:
+    assert STUDY.figures is not None
+    made = {figure.slug: figure for figure in STUDY.figures(evidence)}
+    assert list(made) == ["forgetting", "ends", "cost"]
+    for figure in made.values():
+        assert figure.png().startswith(b"\x89PNG")
+    assert STUDY.figures(replace(evidence, rows=())) == []
