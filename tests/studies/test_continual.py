@@ -15,6 +15,7 @@ from zeitgeist.merging.lines import scale_layers
 from zeitgeist.studies import continual_language as language
 from zeitgeist.studies.continual import CLAIMS, STUDY
 from zeitgeist.studies.lines_digits import single_options
+from zeitgeist.training import gradient_seam
 
 PARAMETERS: Mapping[str, Any] = {
     "order": ("dates", "identifiers", "records"),
@@ -36,7 +37,8 @@ RULES = ("best", "gentle")
 def _in_float32() -> Iterator[None]:
     """Where bfloat16 is faster the base would be rounded, and agreement be as coarse."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(language, "best_dtype", lambda _: torch.float32)
+        for module in (language, gradient_seam):
+            patched.setattr(module, "best_dtype", lambda _: torch.float32)
         yield
 
 

@@ -103,9 +103,10 @@ def figures(evidence: Evidence) -> list[Figure]:
                 "ends",
                 "What is left at the end",
                 f"{learner}: loss on all tasks, and what the losses of earlier tasks and of "
-                "general text gained. Scalings are at the strength that validation items chose: the lowest "
-                f"loss (best), or the least strength that gives up {100 * TOLERANCE:.0f} % of what "
-                f"was gained (gentle). Lower is better. {how_sure(rows)}",
+                "general text gained. Scalings are at the strength that validation items "
+                "chose: the lowest loss (best), or the least strength that gives up "
+                f"{100 * TOLERANCE:.0f} % of what was gained (gentle). Lower is better. "
+                f"{how_sure(rows)}",
                 in_rows(
                     rows,
                     {row["series"]: LOOKS[row["arm"]] for row in rows},
