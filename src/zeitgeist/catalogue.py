@@ -110,7 +110,12 @@ AREAS: tuple[Area, ...] = (
     ),
     Area("inspection", "Inspection", "what a model knows, where, and how"),
     Area("optimizers", "Optimizers", "steepest descent under a norm you name"),
-    Area("continual", "Continual learning", "learn the next task without losing the last"),
+    Area(
+        "continual",
+        "Continual learning",
+        "learn the next task without losing the last",
+        "zeitgeist.studies.continual:STUDY",
+    ),
     Area(
         "alignment",
         "Alignment",
