@@ -26,6 +26,22 @@ def test_no_violation_leaves_every_bit():
     assert float(found.residual) == 0.0
 
 
+@pytest.mark.parametrize(
+    ("dtype", "length", "share"),
+    [(torch.float32, 1e-42, 1e-2), (torch.float16, 1e-7, 0.3), (torch.bfloat16, 1e-38, 2e-2)],
+)
+def test_memory_gradients_of_next_to_no_length_restrict_by_their_direction(dtype, length, share):
+    gradient, memory = drawn(2, 3, 40)
+    scales = torch.tensor([[1.0], [length], [1.0]], dtype=torch.float64)
+    g, m = gradient.to(dtype), (memory * scales).to(dtype)
+    found = restrict(g, m).direction[0]
+    wanted = restrict(g.double(), m.double()).direction[0]
+    assert found.dtype == dtype and bool(torch.isfinite(found).all())
+    assert float((found.double() - wanted).norm() / wanted.norm()) < 2 * torch.finfo(dtype).eps
+    undisturbed = restrict(gradient, memory).direction[0]
+    assert float((found.double() - undisturbed).norm() / undisturbed.norm()) < share
+
+
 def test_one_block_is_gem_and_every_entry_a_block_is_agreement_of_signs():
     gradient, memory = drawn(1, 4, 30)
     whole = restrict(gradient, memory).direction[0]

@@ -30,6 +30,9 @@ Grain = str | Callable[[str, Tensor], object]
 """A `GrainName`, or a function of name and parameter that gives the key of its block, or an integer
 tensor of keys: one per row of the parameter, or one per entry."""
 
+LARGE = 1e30
+"""Multipliers beyond this are summed in float64."""
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -100,7 +103,7 @@ class Partition:
         v: Float[Tensor, "... B k"],
         which: Sequence[int] | None = None,
     ) -> list[Float[Tensor, "..."]]:
-        """z = g + M' v in every block, in the gradient's dtype.
+        """z = g + M' v in every block, summed in float32 or more, then in the gradient's dtype.
 
         Parameters
         ----------
@@ -110,11 +113,14 @@ class Partition:
             Multipliers of every block.
         """
         places = range(len(self.pieces)) if which is None else which
+        # A memory gradient of next to no length has a multiplier that only float64 holds.
+        wide = torch.float64 if bool((v > LARGE).any()) else torch.float32
         made = []
         for place, g, m in zip(places, gradient, memory, strict=True):
             piece, shape = self.pieces[place], self.shapes[place]
-            own = v.index_select(-2, piece.ids.flatten().to(v.device)).to(m.dtype)  # ... r k
-            rows = piece.rows(m, shape).movedim(-3, -2)  # ... r k c
+            dtype = torch.promote_types(m.dtype, wide)
+            own = v.index_select(-2, piece.ids.flatten().to(v.device)).to(dtype)  # ... r k
+            rows = piece.rows(m, shape).movedim(-3, -2).to(dtype)  # ... r k c
             change = (own.unsqueeze(-2) @ rows).squeeze(-2)
             made.append(g + piece.back(change, shape).to(g.dtype))
         return made
