@@ -187,6 +187,10 @@ def test_nodes_are_all_edges_between_them():
         ({"edges": ["token->m0"], "format": "other/2"}, "the format is 'other/2'"),
         ({"edges": ["token->m0"], "graph": {**asdict(SMALL), "layers": 9}}, "layers 9"),
         ({"edges": ["token->m0"], "graph": {"inputs": ["embed"]}}, r"inputs \['embed'\]"),
+        ({"edges": ["token->m0"], "graph": {"inputs": 3}}, "circuit.json: .* inputs 3"),
+        ({"edges": ["token->m0"], "graph": [1]}, r"circuit.json: the graph is \[1\]"),
+        ({"edges": ["token->m0"], "graph": "x"}, "circuit.json: the graph is 'x'"),
+        ({"edges": ["token->m0"], "graph": []}, r"circuit.json: the graph is \[\]"),
     ],
 )
 def test_a_bad_circuit_is_told_what_is_wrong(told, words):

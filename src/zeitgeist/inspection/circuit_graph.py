@@ -374,8 +374,15 @@ def circuit_from_json(graph: Graph, told: Any, origin: object = "") -> Bool[np.n
     if "format" in told and told["format"] != FORMAT:
         raise InputInvalid(f"the format is {told['format']!r}", origin=origin, mend=f"use {FORMAT}")
     own = asdict(graph)
-    for key, value in (told.get("graph") or {}).items():
-        if key in own and (tuple(value) if key == "inputs" else value) != own[key]:
+    other = told.get("graph")
+    if other is not None and not isinstance(other, Mapping):
+        raise InputInvalid(
+            f"the graph is {other!r}", origin=origin, mend='give {"layers": ...} or leave it out'
+        )
+    for key, value in (other or {}).items():
+        # JSON has no tuples; what is no list differs and is told below.
+        same = tuple(value) if key == "inputs" and isinstance(value, list) else value
+        if key in own and same != own[key]:
             raise InputInvalid(
                 f"the circuit is of a model with {key} {value}, and this one has {own[key]}",
                 origin=origin,
