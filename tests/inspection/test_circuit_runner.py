@@ -170,6 +170,13 @@ def test_shared_keys_are_received_once():
     assert (graph.heads, graph.kv_heads, graph.edge_count) == (4, 2, 82)
 
 
+def test_a_model_in_training_is_refused_and_left_so():
+    model = AutoModelForCausalLM.from_config(CONFIGS["gpt2"]).train()
+    with pytest.raises(InputInvalid, match=r"training mode.*model.eval\(\)"):
+        circuit_model(model)
+    assert model.training
+
+
 def test_other_layouts_are_refused():
     gemma = AutoModelForCausalLM.from_config(Gemma2Config(**SHAPE, head_dim=4))
     with pytest.raises(InputInvalid, match="layout 'sandwich', whose edges are not known"):

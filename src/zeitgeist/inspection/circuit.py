@@ -188,8 +188,8 @@ def verify(
     Raises
     ------
     InputInvalid
-        The model has another layout, an edge is not there or goes backwards, pairs do not fit the
-        score or the ablation, or there is no such test.
+        The model has another layout or is in training mode, an edge is not there or goes
+        backwards, pairs do not fit the score or the ablation, or there is no such test.
 
     Examples
     --------

@@ -183,7 +183,7 @@ def circuit_model(model: Any) -> CircuitModel:
     Raises
     ------
     InputInvalid
-        It is of another layout, or its parts do not compute what it computes.
+        It is of another layout or in training mode, or its parts do not compute what it computes.
 
     Examples
     --------
@@ -209,7 +209,11 @@ def circuit_model(model: Any) -> CircuitModel:
             f"a {type(model).__name__} has the layout {name!r}, whose edges are not known here",
             mend=f"use a model of the layout {' or '.join(known)}",
         )
-    model.eval()
+    if model.training:
+        raise InputInvalid(
+            "the model is in training mode",
+            mend="call model.eval() first: dropout would be part of every score",
+        )
     made = known[name](model)
     _check_equal(model, made)
     return made
