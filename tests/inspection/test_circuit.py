@@ -299,6 +299,8 @@ def test_repetitions_that_cannot_be(change, words):
         ({"minimality_edges": 0}, "minimality_edges is 0"),
         ({"sizes": (0.5, 1.5)}, "sizes are"),
         ({"bandwidth": 0.0}, "bandwidth is 0.0"),
+        ({"bandwidth": float("nan")}, "bandwidth is nan"),
+        ({"bandwidth": float("inf")}, "bandwidth is inf"),
         ({"reference": "other"}, "reference is 'other'"),
         ({"ties": "double"}, "ties is 'double'"),
     ],

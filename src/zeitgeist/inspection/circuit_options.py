@@ -1,5 +1,6 @@
 """What the tests of circuits and their discovery are told."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -106,8 +107,10 @@ class CircuitOptions:
             )
         if any(not 0 < share <= 1 for share in self.sizes):
             raise InputInvalid(f"sizes are {self.sizes}", mend="give shares of all edges, to 1")
-        if self.bandwidth is not None and self.bandwidth <= 0:
-            raise InputInvalid(f"bandwidth is {self.bandwidth}", mend="give more than 0")
+        if self.bandwidth is not None and not 0 < self.bandwidth < math.inf:
+            raise InputInvalid(
+                f"bandwidth is {self.bandwidth}", mend="give a finite number above 0"
+            )
         for name, known in (("reference", get_args(Reference)), ("ties", get_args(Ties))):
             if getattr(self, name) not in known:
                 raise InputInvalid(
