@@ -232,6 +232,8 @@ def test_minimality_can_try_some_edges(attention_only):
     ).tests[0]  # fmt: skip
     effects = {row["edge"]: row["effect"] for row in every.table}
     assert some.n == 4 and every.n == circuit.sum()
+    assert f"4 of {every.n} edges were tried" in some.warnings
+    assert not any("were tried" in words for words in every.warnings)
     assert {row["edge"]: row["effect"] for row in some.table}.items() <= effects.items()
 
 

@@ -173,6 +173,8 @@ def minimality(bench: Bench) -> TestRecord:
         for i in order
     )
     warnings = []
+    if count < (total := int(circuit.sum())):
+        warnings.append(f"{count} of {total} edges were tried")
     if count * (1 - known.q_star) ** known.draws >= known.alpha:
         warnings.append(
             f"{known.draws} random edges can never reject any of {count} edges: uninformative"
