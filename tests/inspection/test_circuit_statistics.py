@@ -165,6 +165,11 @@ def test_no_test_rejects_its_null_too_often(test):
     assert found <= 0.05 + 3 * (0.05 * 0.95 / 400) ** 0.5
 
 
+def test_a_p_at_the_level_does_not_reject():
+    # 19 permutations give at least p = 1/20, which the test of circuits does not reject either.
+    assert type_one_error("independence", repeats=200, n=15, permutations=19) == 0
+
+
 def test_a_test_that_is_not_there():
     with pytest.raises(InputInvalid, match="no test is called 'magic'"):
         type_one_error("magic")

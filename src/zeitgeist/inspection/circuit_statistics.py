@@ -244,7 +244,7 @@ def type_one_error(
                 permutations,
                 rng,
             )[1]
-            <= alpha
+            < alpha
         ),
         "minimality": lambda rng: bool(
             minimality_p(np.full(edges, q_star), rng.random(draws), q_star, alpha)[2].any()
