@@ -1,6 +1,7 @@
 """The task is what it says, the toy is what it says, and a stopped run is the run."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -261,6 +262,8 @@ def test_a_short_training_learns_bigrams():
         ({"length": 3}, "length is 3"),
         ({"steps": -1}, "steps is -1"),
         ({"learning_rate": -1.0}, "learning_rate is -1"),
+        ({"learning_rate": math.inf}, "learning_rate is inf"),
+        ({"learning_rate": math.nan}, "learning_rate is nan"),
         ({"without_attention": (3,)}, r"layers \[3\].*0 to 2"),
         ({"seed": -1}, "seed is -1"),
     ],
@@ -268,3 +271,10 @@ def test_a_short_training_learns_bigrams():
 def test_options_that_make_no_toy_are_told(changes, told):
     with pytest.raises(InputInvalid, match=told):
         ToyOptions(**changes)
+
+
+def test_a_toy_that_diverges_is_stopped(tmp_path):
+    options = replace(TINY, learning_rate=1e6, optimiser="sgd", steps=30)
+    with pytest.raises(InputInvalid, match=r"the loss is (nan|inf) at step \d+.*learning rate"):
+        train_toy(options, TABLE, out=tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()

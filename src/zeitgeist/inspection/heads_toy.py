@@ -8,6 +8,7 @@ weights (safetensors) and dynamics (JSON), and a run that was stopped goes on fr
 """
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -126,7 +127,7 @@ def train_toy(
     Raises
     ------
     InputInvalid
-        More triggers than half of the characters.
+        More triggers than half of the characters, or the loss is no number any more.
     OutputExists
         ``out`` is there and ``overwrite`` is false.
 
@@ -263,7 +264,13 @@ class _Training:
         """Measure, unless this step has been."""
         if not self.records or self.records[-1].step != self.step:
             ids = self.held_out.to(self.device)
-            self.records.append(measure(self.model, self.table, self.triggers, ids, self.step))
+            found = measure(self.model, self.table, self.triggers, ids, self.step)
+            for loss in (found.copy_loss, found.bigram_excess):
+                if loss is not None and not math.isfinite(loss):
+                    raise InputInvalid(
+                        f"the loss is {loss} at step {self.step}", mend="give a smaller learning rate"
+                    )
+            self.records.append(found)
 
     def save(self, place: Path) -> None:
         """Everything that is needed to go on, in one file that appears whole."""

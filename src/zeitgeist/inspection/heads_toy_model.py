@@ -11,6 +11,7 @@ attention layer may be left out, and the MLPs may be linear or left out.
 Letters: b sequences, n tokens, d width, v characters.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -86,8 +87,10 @@ class ToyOptions:
         if not 0 <= self.seed < 2**31:
             raise InputInvalid(f"seed is {self.seed}", mend="give 0 to 2147483647")
         for name in ("learning_rate", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise InputInvalid(f"{name} is {getattr(self, name)}", mend="give at least 0")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputInvalid(
+                    f"{name} is {getattr(self, name)}", mend="give a finite number, at least 0"
+                )
         for name, known in (("attention", Attention), ("optimiser", Optimiser), ("mlp", Mlp)):
             if getattr(self, name) not in get_args(known):
                 raise InputInvalid(
