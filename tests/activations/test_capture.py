@@ -8,6 +8,7 @@ from torch import nn
 
 from zeitgeist.activations import SITES, capture, layout_of, patch, resolve_site
 from zeitgeist.activations.patterns import HOOKS
+from zeitgeist.activations.texts import capture_texts
 from zeitgeist.errors import InputInvalid
 
 LLAMA = {
@@ -348,3 +349,9 @@ def test_what_was_not_asked_for_or_did_not_run_is_told():
     with pytest.raises(InputInvalid, match="do not follow each other"):
         acts["pattern", 0]
     assert len(acts.calls(("pattern", 0))) == 2
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_batches_of_no_text_are_refused(size):
+    with pytest.raises(InputInvalid, match=f"batch_size is {size}"):
+        capture_texts(None, None, ["text"], "resid_post", batch_size=size, progress=False)

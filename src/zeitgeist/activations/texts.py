@@ -47,7 +47,8 @@ def capture_texts(
     Raises
     ------
     InputInvalid
-        There is no text, one is empty or too short for the positions, or a site is refused.
+        There is no text, one is empty or too short for the positions, a batch has none, or a site
+        is refused.
 
     Examples
     --------
@@ -71,6 +72,8 @@ def capture_texts(
         raise InputInvalid(
             f"the positions are {list(positions)}", mend='count from the start, or give "last"'
         )
+    if batch_size < 1:
+        raise InputInvalid(f"batch_size is {batch_size}", mend="give at least 1")
     least = 1 if isinstance(positions, str) else max(positions) + 1
     rows = [torch.tensor(tokenizer(text)["input_ids"], dtype=torch.long) for text in texts]
     for index, row in enumerate(rows):
