@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 
 from zeitgeist.activations import capture, layout_of
 from zeitgeist.errors import InputInvalid, OutputExists
-from zeitgeist.inspection.heads import HeadsOptions, head_projections, scan
+from zeitgeist.inspection.heads import HeadsOptions, head_patterns, head_projections, scan
+from zeitgeist.inspection.heads_ablate import ablate
 from zeitgeist.inspection.heads_report import Seen
 from zeitgeist.inspection.heads_windows import domain_windows
 
@@ -218,3 +219,13 @@ def test_training_mode_is_as_it_was(build_model, letters, texts):
     model = build_model().train()
     scan(model, letters, texts, everywhere(), progress=False)
     assert model.training
+
+
+def test_windows_longer_than_learned_positions_are_refused(build_model, letters, texts):
+    model, long = build_model("GPT2"), HeadsOptions(length=65)
+    with pytest.raises(InputInvalid, match="65 tokens and the model reads 64"):
+        scan(model, letters, texts, long, progress=False)
+    with pytest.raises(InputInvalid, match="65 tokens and the model reads 64"):
+        head_patterns(model, letters, texts, 0, 0, length=65)
+    with pytest.raises(InputInvalid, match="65 tokens and the model reads 64"):
+        ablate(model, letters, texts, ["0.1"], options=long, progress=False)

@@ -41,7 +41,7 @@ from zeitgeist.inspection.heads_report import (
     Seen,
     SinkRow,
 )
-from zeitgeist.inspection.heads_windows import Windows, domain_windows
+from zeitgeist.inspection.heads_windows import Windows, check_context, domain_windows
 
 __all__ = ["HeadsOptions", "HeadsReport", "scan"]
 
@@ -100,7 +100,8 @@ def scan(
     Raises
     ------
     InputInvalid
-        No text, a text shorter than a window, a layer that is not there, or a model that is built
+        No text, a text shorter than a window, a window longer than the model's table of positions,
+        a layer that is not there, or a model that is built
         like no known family.
 
     Examples
@@ -122,6 +123,7 @@ def scan(
     wanted = list(range(depth)) if layers is None else sorted(set(layers))
     if not wanted:
         raise InputInvalid("no layer is to be scanned", mend="give at least one")
+    check_context(model, chosen.length)
     windows = domain_windows(
         tokenizer, domains, length=chosen.length, count=chosen.windows, bos=chosen.bos
     )
@@ -190,6 +192,7 @@ def head_patterns(
     heads = int(model.config.get_text_config().num_attention_heads)
     if not 0 <= head < heads:
         raise InputInvalid(f"there is no head {head}", mend=f"give 0 to {heads - 1}")
+    check_context(model, length)
     windows = domain_windows(tokenizer, domains, length=length, count=1, bos=bos)
     decode = getattr(tokenizer, "decode", str)
     found = {}

@@ -33,7 +33,7 @@ from zeitgeist.inspection.heads import run_inside
 from zeitgeist.inspection.heads_measures import find_sinks, moved_to, received
 from zeitgeist.inspection.heads_options import HeadsOptions
 from zeitgeist.inspection.heads_report import sink_mass, strongest_sinks
-from zeitgeist.inspection.heads_windows import Windows, domain_windows
+from zeitgeist.inspection.heads_windows import Windows, check_context, domain_windows
 
 __all__ = ["Ablated", "Part", "ablate"]
 
@@ -161,6 +161,7 @@ def ablate(
     chosen = options or HeadsOptions()
     wanted = [Part.named(part) if isinstance(part, str) else part for part in parts]
     _check(model, wanted, how)
+    check_context(model, chosen.length)
     windows = domain_windows(
         tokenizer, domains, length=chosen.length, count=chosen.windows, bos=chosen.bos
     )

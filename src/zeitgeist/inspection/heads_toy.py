@@ -268,7 +268,8 @@ class _Training:
             for loss in (found.copy_loss, found.bigram_excess):
                 if loss is not None and not math.isfinite(loss):
                     raise InputInvalid(
-                        f"the loss is {loss} at step {self.step}", mend="give a smaller learning rate"
+                        f"the loss is {loss} at step {self.step}",
+                        mend="give a smaller learning rate",
                     )
             self.records.append(found)
 

@@ -24,6 +24,22 @@ class Windows:
     texts: tuple[int, ...]
 
 
+def check_context(model: Any, length: int) -> None:
+    """Refuse windows that are longer than a table of learned positions.
+
+    Raises
+    ------
+    InputInvalid
+        They are.
+    """
+    limit = getattr(model.config, "n_positions", None)
+    if limit is not None and length > limit:
+        raise InputInvalid(
+            f"a window has {length} tokens and the model reads {limit}",
+            mend=f"give a length of {limit} or less",
+        )
+
+
 def domain_windows(
     tokenizer: Any,
     domains: Mapping[str, Sequence[str] | str],
