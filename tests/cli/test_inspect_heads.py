@@ -111,7 +111,7 @@ def test_toy_trains_writes_and_draws(capsys, tmp_path):
         (["map", "MODEL", "mlp:1", "--domain", "a=TEXT", "--picture", "x.png"], "is no head"),
         (["map", "MODEL", "0.9", "--domain", "a=TEXT", "--picture", "x.png"], "no head 9"),
         (["map", "MODEL", "9.0", "--domain", "a=TEXT", "--picture", "x.png"], "layer 9"),
-        (["toy", "--text", "none.txt"], "cannot be read"),
+        (["toy", "--text", "none.txt"], "cannot be read.*name a file that can be read"),
         (["toy", "--layers", "0"], "layers is 0"),
         (["toy", "--triggers", "50"], "50 of 64 characters"),
         (["toy", "--without-attention", "7"], r"layers \[7\]"),

@@ -309,9 +309,13 @@ def toy(
     if text is not None:
         try:
             given = text.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+        except OSError as error:
             raise InputInvalid(
-                f"cannot be read: {error}", origin=text, mend="give a UTF-8 text file"
+                f"cannot be read: {error}", origin=text, mend="name a file that can be read"
+            ) from error
+        except UnicodeDecodeError as error:
+            raise InputInvalid(
+                f"cannot be read: {error}", origin=text, mend="give UTF-8"
             ) from error
     import torch
 
