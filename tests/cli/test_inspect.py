@@ -142,8 +142,10 @@ def test_texts_longer_than_learned_positions_are_refused(capsys, tiny_gpt2, tmp_
 
     texts = tmp_path / "texts.txt"
     texts.write_text("a\n" + "the cat sat on a mat " * 40)
-    with pytest.raises(ZeitgeistError, match=r"window has 17 tokens .* reads 16; --length 16"):
-        run(capsys, tiny_gpt2, "--texts", texts, "--length", 17)
+    with pytest.raises(
+        ZeitgeistError, match=r"window has 17 tokens .* reads 16; give a length of 16"
+    ):
+        run(capsys, tiny_gpt2, "--texts", texts, "--length", 17, "--sentence", "cat")
     with pytest.raises(ZeitgeistError, match=r"--sentence: text 1 has .* reads 16"):
         run(capsys, tiny_gpt2, "--texts", texts, "--length", 16, "--sentence", "cat " * 40)
     with pytest.raises(ZeitgeistError, match=r"texts.txt: text 2 has .* reads 16"):

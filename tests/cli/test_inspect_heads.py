@@ -176,5 +176,5 @@ def test_windows_longer_than_learned_positions_are_refused(capsys, tiny_gpt2, do
         ["ablate", tiny_gpt2, "--parts", "0.1"],
         ["map", tiny_gpt2, "0.1", "--picture", tmp_path / "x.png"],
     ):
-        with pytest.raises(ZeitgeistError, match=r"has 17 tokens .* reads 16; --length 16"):
+        with pytest.raises(ZeitgeistError, match=r"has 17 tokens .* reads 16; give a length of 16"):
             run(capsys, *words, *domains, "--length", 17)

@@ -134,26 +134,14 @@ class Asked:
 
 def open_model(reference: str) -> tuple[Any, Any]:
     """The model and its tokenizer, on the device and in the precision that are fastest here."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
-    from zeitgeist.checkpoints import is_adapter, resolve
-    from zeitgeist.errors import InputInvalid
+    from zeitgeist.cli import opening
     from zeitgeist.training import best_device, best_dtype
 
-    place = resolve(reference)
-    if is_adapter(place):
-        raise InputInvalid(
-            f"{reference!r} is an adapter", mend="merge it into its base first, then look inside"
-        )
-    device = best_device()
     # The answers have a bar of their own.
     logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(
-        place, dtype=best_dtype(device), local_files_only=True
-    )
-    tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True)
-    return model.eval().to(device), tokenizer
+    return opening.open_model(reference, best_dtype(best_device()))
 
 
 def at_least(option: str, value: int, least: int) -> None:

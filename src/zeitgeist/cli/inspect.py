@@ -53,13 +53,12 @@ def overview(
     overwrite
         Replace an existing picture.
     """
-    from zeitgeist.cli.opening import check_length, check_texts
+    from zeitgeist.cli.opening import check_texts
     from zeitgeist.cli.pictures import check_picture, write_picture
 
     check_picture(picture, overwrite=overwrite)
     given = None if texts is None else ["\n".join(_texts(texts))]
     opened, tokenizer = _opened(model)
-    check_length(opened, length)
     check_texts(opened, tokenizer, [sentence], "--sentence")
 
     from zeitgeist.inspection.overview import overview as look

@@ -91,7 +91,7 @@ def scan(
         dormant=dormant,
         active=active,
     )
-    report = look(*_opened(model, length), texts, options, layers=wanted)
+    report = look(*_opened(model), texts, options, layers=wanted)
     if output is not None:
         report.save(output, overwrite=overwrite)
     if json:
@@ -167,7 +167,7 @@ def ablate(
             raise InputInvalid(f"--parts names {part} twice", mend="name it once")
     options = HeadsOptions(length=length, windows=windows, bos=bos, batch_size=batch_size)
     found = take_out(
-        *_opened(model, length), texts, list(named), how, options, together=together, seed=seed
+        *_opened(model), texts, list(named), how, options, together=together, seed=seed
     )
     if json:
         print(dumps([asdict(row) for row in found], indent=2))
@@ -219,9 +219,7 @@ def map_(
     from zeitgeist.inspection.heads import head_patterns
     from zeitgeist.inspection.heads_charts import pattern_chart
 
-    found = head_patterns(
-        *_opened(model, length), texts, int(layer), int(number), length=length, bos=bos
-    )
+    found = head_patterns(*_opened(model), texts, int(layer), int(number), length=length, bos=bos)
     for name, (tokens, weights) in found.items():
         print(f"{name}: {float(weights[1:, 0].mean()):.1%} of its attention on {tokens[0]!r}")
     write_picture(pattern_chart(found, head, hide_first=hide_first), picture)
@@ -376,15 +374,13 @@ def _texts(path: Path) -> list[str]:
     return json_texts(path) if path.suffix == ".jsonl" else ["\n".join(lines_of(path))]
 
 
-def _opened(model: str, length: int) -> tuple[Any, Any]:
+def _opened(model: str) -> tuple[Any, Any]:
     """Model and tokenizer, in float32: half precision rounds peaks, and its squares overflow."""
     import torch
 
-    from zeitgeist.cli.opening import check_length, open_model
+    from zeitgeist.cli.opening import open_model
 
-    opened, tokenizer = open_model(model, torch.float32)
-    check_length(opened, length)
-    return opened, tokenizer
+    return open_model(model, torch.float32)
 
 
 def _check_output(output: Path | None, overwrite: bool) -> None:

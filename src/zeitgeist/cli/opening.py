@@ -39,22 +39,6 @@ def context_of(model: Any) -> int | None:
     return None if found is None else int(found)
 
 
-def check_length(model: Any, length: int) -> None:
-    """Refuse windows that are longer than what a model reads.
-
-    Raises
-    ------
-    InputInvalid
-        They are.
-    """
-    limit = context_of(model)
-    if limit is not None and length > limit:
-        raise InputInvalid(
-            f"a window has {length} tokens and the model reads {limit}",
-            mend=f"--length {limit} or less",
-        )
-
-
 def check_texts(model: Any, tokenizer: Any, texts: list[str], origin: object) -> None:
     """Refuse texts that are longer than what a model reads.
 

@@ -17,6 +17,7 @@ from zeitgeist.errors import InputInvalid
 from zeitgeist.inspection.heads import scan
 from zeitgeist.inspection.heads_options import HeadsOptions
 from zeitgeist.inspection.heads_report import HeadsReport
+from zeitgeist.inspection.heads_windows import check_context
 from zeitgeist.inspection.logit_lens import Lens, logit_lens
 from zeitgeist.inspection.truth import Truth, find_truth
 
@@ -140,6 +141,7 @@ def overview(
     ids = tokenizer(sentence)["input_ids"]
     if not len(ids):
         raise InputInvalid(f"the sentence {sentence!r} has no tokens", mend="give some words")
+    check_context(model, length)
     lens = logit_lens(model, torch.tensor([ids]))
     heads = scan(
         model,
