@@ -145,6 +145,9 @@ class Steepest(torch.optim.Optimizer):
                     stacklevel=2,
                 )
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "chosen": self.chosen}
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As any optimiser's; what cannot be is refused."""
         super().add_param_group(param_group)
