@@ -370,3 +370,14 @@ def test_heads_fused_one_by_one_are_said():
     model = nn.ModuleDict({"query_key_value": nn.Linear(4, 12)})
     with pytest.warns(UserWarning, match="fused head by head"):
         Steepest(model)
+
+
+def test_prodigy_has_one_distance_over_all_groups():
+    whole, parts = Net(), Net()
+    one = preset("prodigy", list(whole.parameters()))
+    many = preset("prodigy", parts)
+    assert len(many.param_groups) > 1
+    assert run(parts, many, 12) == pytest.approx(run(whole, one, 12), rel=1e-12)
+    (distance,) = {float(group["d"]) for group in many.param_groups}
+    assert distance == pytest.approx(float(one.param_groups[0]["d"]), rel=1e-12)
+    assert distance > 1e-6

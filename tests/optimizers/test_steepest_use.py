@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 import subprocess
 import sys
 
@@ -264,3 +265,31 @@ def test_an_optimiser_without_a_module_still_says_what_it_follows():
     told = preset("muon", nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4))).explain()
     assert [line.split()[-3] for line in told.splitlines()] == ["adam", "spectral", "adam"]
     assert "spectral" in Steepest([nn.Parameter(torch.zeros(3, 3))], norm="spectral").explain()
+
+
+def test_copies_and_pickles_go_on_as_the_optimiser_does():
+    model = Net()
+    optimizer = Steepest(model, lr=0.02)
+    run(model, optimizer, 2)
+    twin, other = copy.deepcopy((model, optimizer))
+    assert other.explain() == optimizer.explain()
+    assert pickle.loads(pickle.dumps(optimizer)).explain() == optimizer.explain()
+    assert run(twin, other, 3, start=2) == run(model, optimizer, 3, start=2)
+
+
+@pytest.mark.parametrize("kind", [*NORMS, "adam", "shampoo", "prodigy"])
+def test_a_parameter_without_entries_stays_one(kind):
+    p = nn.Parameter(torch.zeros(0, 3))
+    p.grad = torch.zeros(0, 3)
+    Steepest([p], kind).step()
+    assert p.shape == (0, 3)
+
+
+def test_below_the_floor_fast_steps_shrink_and_exact_ones_do_not():
+    steps = {}
+    for method in ("fast", "exact"):
+        p = nn.Parameter(torch.zeros(4, 4))
+        p.grad = gaussian(4, 4, dtype=torch.float32) * 1e-20
+        Steepest([p], "spectral", lr=1.0, momentum=0.0, orthogonalise=method).step()
+        steps[method] = float(torch.linalg.matrix_norm(p.detach(), 2))
+    assert steps["exact"] == pytest.approx(1, abs=1e-4) and steps["fast"] < 1e-6

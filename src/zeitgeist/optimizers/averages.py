@@ -96,7 +96,7 @@ def inverse_root(a: Float[Tensor, "k k"], p: int, eps: float) -> Float[Tensor, "
     x = a.to(wide(a.dtype))
     values, vectors = torch.linalg.eigh(x + eps * torch.eye(len(x), dtype=x.dtype, device=x.device))
     # Squares: what was rounded in G is relative to the largest eigenvalue here.
-    least = 10 * len(x) * torch.finfo(x.dtype).eps * values[-1].clamp(min=0)
+    least = 10 * len(x) * torch.finfo(x.dtype).eps * values[-1:].clamp(min=0)
     kept = values > least
     powers = torch.where(kept, torch.where(kept, values, 1.0) ** (-1 / p), 0.0)
     found: Tensor = (vectors * powers) @ vectors.mT

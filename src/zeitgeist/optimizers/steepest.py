@@ -145,6 +145,9 @@ class Steepest(torch.optim.Optimizer):
                     stacklevel=2,
                 )
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "chosen": self.chosen}
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As any optimiser's; what cannot be is refused."""
         super().add_param_group(param_group)
@@ -227,6 +230,8 @@ class Steepest(torch.optim.Optimizer):
         for group, parameters in todo:
             if not parameters:
                 continue
+            if group["norm"] == "prodigy":
+                continue
             if group["norm"] in AVERAGED:
                 self._averaged(group, parameters)
                 continue
@@ -246,6 +251,7 @@ class Steepest(torch.optim.Optimizer):
                     (b.to(wide(b.dtype)) * t.to(wide(b.dtype))).sum() / group["weight"]
                     for b, t in zip(followed, plain, strict=True)
                 ]
+        self._prodigy([(group, found) for group, found in todo if group["norm"] == "prodigy"])
         for group, parameters, updates in waiting:
             # A model may lie on several devices.
             size = sum(each.to(parameters[0].device) for each in promised)
@@ -288,9 +294,6 @@ class Steepest(torch.optim.Optimizer):
 
     def _averaged(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         kind, betas, eps = group["norm"], group["betas"], group["eps"]
-        if kind == "prodigy":
-            self._prodigy(group, parameters)
-            return
         updates = []
         for p in parameters:
             g, state = _gradient(p), self.state[p]
@@ -306,25 +309,26 @@ class Steepest(torch.optim.Optimizer):
             updates.append(_joined(pieces, p, group))
         _apply(group, parameters, updates, 1.0)
 
-    def _prodigy(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
-        d = group["d"]
-        b3 = group["betas"][1] ** 0.5
-        grown, total, updates = [], [], []
-        for p in parameters:
-            found = prodigy(
-                p, _gradient(p), self.state[p], d.to(p.device), group["lr"], group["betas"],
-                group["eps"],
-            )  # fmt: skip
-            updates.append(found[0])
-            grown.append(found[1].to(d.device))
-            total.append(found[2].to(d.device))
-        decay = 1 - d.to(parameters[0].device) * group["lr"] * group["weight_decay"]
-        for p, update in zip(parameters, updates, strict=True):
-            p.mul_(decay.to(p.device, p.dtype)).sub_(update)
-        numerator = b3 * group["numerator"] + torch.stack(grown).sum()
+    def _prodigy(self, todo: list[tuple[dict[str, Any], list[Tensor]]]) -> None:
+        """A step of every group; as published, one estimate d of the distance is all groups'."""
+        if not any(parameters for _, parameters in todo):
+            return
+        d, numerator = todo[0][0]["d"], todo[0][0]["numerator"]
+        grown, total = [], []
+        for group, parameters in todo:
+            lr, betas, eps = group["lr"], group["betas"], group["eps"]
+            for p in parameters:
+                own = d.to(p.device)
+                update, gain, size = prodigy(p, _gradient(p), self.state[p], own, lr, betas, eps)
+                decay = 1 - own * lr * group["weight_decay"]
+                p.mul_(decay.to(p.device, p.dtype)).sub_(update)
+                grown.append(gain.to(d.device))
+                total.append(size.to(d.device))
+        numerator = todo[0][0]["betas"][1] ** 0.5 * numerator + torch.stack(grown).sum()
         denominator = torch.stack(total).sum()
         reached = torch.where(denominator > 0, numerator / denominator, 0.0)
-        group["numerator"], group["d"] = numerator, torch.maximum(d, reached)
+        for group, _ in todo:
+            group["numerator"], group["d"] = numerator, torch.maximum(d, reached)
 
 
 def grouped(module: nn.Module, chosen: Sequence[Assignment]) -> list[dict[str, Any]]:
