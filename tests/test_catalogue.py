@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from zeitgeist import catalogue
+from zeitgeist import catalogue, catalogue_record
 from zeitgeist.catalogue import SYSTEMS
 from zeitgeist.cli import main
 from zeitgeist.errors import InputInvalid
@@ -103,7 +103,7 @@ def test_areas_have_a_study_and_their_systems():
     for area in catalogue.AREAS:
         assert any(system.area == area.slug for system in SYSTEMS)
         if area.study:
-            assert catalogue.load(area.study).slug == area.slug
+            assert catalogue_record.load(area.study).slug == area.slug
 
 
 @every_system
@@ -171,4 +171,4 @@ def test_what_is_required_has_no_default():
     class Config:
         needed: int
 
-    assert catalogue._options(Config)[0].default == "required"
+    assert catalogue_record._options(Config)[0].default == "required"

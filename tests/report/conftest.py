@@ -9,7 +9,7 @@ import altair as alt
 import numpy as np
 import pytest
 
-from zeitgeist.catalogue import Area, System
+from zeitgeist.catalogue_record import Area, System
 from zeitgeist.evidence import Arm, Claim, Evidence, Metric, Size, Study, judge, summary
 from zeitgeist.evidence.figures import Figure
 from zeitgeist.evidence.record import ClaimsUsed, Failure, claims_hash, write_record

@@ -20,7 +20,8 @@ from typing import Any
 from tqdm import tqdm
 
 from zeitgeist import catalogue
-from zeitgeist.catalogue import Area, System
+from zeitgeist.catalogue_record import Area, System
+from zeitgeist.catalogue_record import load as load_path
 from zeitgeist.checkpoints import check_output, new_directory
 from zeitgeist.errors import ExtraMissing
 from zeitgeist.evidence import Study
@@ -128,7 +129,7 @@ def write_site(
     *,
     systems: Sequence[System] = catalogue.SYSTEMS,
     areas: Sequence[Area] = catalogue.AREAS,
-    load: Callable[[str], Study] = catalogue.load,
+    load: Callable[[str], Study] = load_path,
     overwrite: bool = False,
     progress: bool | None = None,
 ) -> Site:

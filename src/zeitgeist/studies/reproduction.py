@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zeitgeist import catalogue
+from zeitgeist.catalogue_record import load
 from zeitgeist.errors import ExtraMissing, InputInvalid, did_you_mean
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def find_study(slug: str) -> "Study":
         raise InputInvalid(f"there is no study {slug!r}", mend=did_you_mean(slug, known))
     if not all(map(find_spec, NEEDED)):
         raise ExtraMissing.named("studies", "reproducing a study")
-    study: Study = catalogue.load(known[slug])
+    study: Study = load(known[slug])
     return study
 
 
