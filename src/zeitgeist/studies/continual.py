@@ -233,7 +233,7 @@ STUDY = Study(
             },
             minutes=2,
         ),
-        "full": Size(4, ({},), _NUMBERS, minutes=25),
+        "full": Size(6, ({},), _NUMBERS, minutes=30),
         "paper": Size(
             6,
             ({},),
