@@ -31,6 +31,7 @@ from zeitgeist.inspection.answer_generation import (
     Choose,
     Traced,
     answer_ids,
+    answering,
     check_fits,
     generate,
     greedy,
@@ -463,7 +464,10 @@ def _made(
         for name in extractors
     }
     hidden = None if progress is None else not progress
-    with tqdm(total=len(tasks), desc="answers", unit="answer", disable=hidden) as bar:
+    with (
+        answering(model),
+        tqdm(total=len(tasks), desc="answers", unit="answer", disable=hidden) as bar,
+    ):
         for batch, traced in _traced(
             model, tokenizer, tasks, options, layers, chat=chat, choose=choose
         ):
@@ -516,7 +520,7 @@ def _tasks(
         )
         for row, question in enumerate(questions)
     ]
-    room = max([options.max_new_tokens, *(len(task.given) for task in tasks)])
+    room = [len(task.given) or options.max_new_tokens for task in tasks]
     check_fits(model, [task.prompt for task in tasks], room, "its answer")
     if options.p_true:
         texts = [question.question for question in questions]
