@@ -24,6 +24,7 @@ from zeitgeist.inspection.answer_generation import (
     run,
     sampler,
 )
+from zeitgeist.inspection.answer_records import places
 from zeitgeist.inspection.answer_scores import letter_ids, p_true, token_scores
 from zeitgeist.inspection.answers import (
     POSITIONS,
@@ -31,7 +32,6 @@ from zeitgeist.inspection.answers import (
     SamplingOptions,
     generate_answers,
     locate_answers,
-    places,
     sample_answers,
 )
 from zeitgeist.inspection.exact_answer import blind, by_pattern, decoded, published

@@ -15,7 +15,7 @@ from zeitgeist.inspection.answer_generation import (
     prompt_ids,
     read,
 )
-from zeitgeist.inspection.answers import places
+from zeitgeist.inspection.answer_records import places
 from zeitgeist.inspection.exact_answer import (
     Extractor,
     blind,
