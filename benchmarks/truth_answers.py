@@ -23,7 +23,8 @@ import torch
 
 from benchmarks.capture import model_of
 from zeitgeist.inspection.answer_generation import is_chat, prompt_ids, stop_ids
-from zeitgeist.inspection.answers import AnswerOptions, generate_answers, places
+from zeitgeist.inspection.answer_records import places
+from zeitgeist.inspection.answers import AnswerOptions, generate_answers
 from zeitgeist.inspection.question_sets import question_set
 from zeitgeist.inspection.questions import Question
 

@@ -6,7 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from zeitgeist.errors import InputInvalid
 from zeitgeist.inspection.answer_generation import (
@@ -18,6 +24,7 @@ from zeitgeist.inspection.answer_generation import (
     run,
     sampler,
 )
+from zeitgeist.inspection.answer_records import places
 from zeitgeist.inspection.answer_scores import letter_ids, p_true, token_scores
 from zeitgeist.inspection.answers import (
     POSITIONS,
@@ -25,7 +32,6 @@ from zeitgeist.inspection.answers import (
     SamplingOptions,
     generate_answers,
     locate_answers,
-    places,
     sample_answers,
 )
 from zeitgeist.inspection.exact_answer import blind, by_pattern, decoded, published
@@ -403,3 +409,36 @@ def test_letters_that_are_no_tokens_are_told():
 
     with pytest.raises(InputInvalid, match="no single tokens"):
         letter_ids(letters, chat=True)
+
+
+def test_a_model_in_training_answers_without_dropout_and_stays_in_training(tokenizer):
+    config = GPT2Config(
+        n_embd=16, n_layer=2, n_head=2, vocab_size=288, n_positions=256, eos_token_id=2,
+        pad_token_id=3, bos_token_id=1,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = GPT2LMHeadModel(config)
+    asked = [Question("what sat?", ("cat",), answer="the cat sat")]
+    assert model.training
+    one, other = (generate_answers(model, tokenizer, asked, progress=False) for _ in range(2))
+    assert model.training
+    assert torch.equal(one.features, other.features)
+    assert all(torch.equal(one.scores[name], other.scores[name]) for name in one.scores)
+
+
+def test_a_long_answer_takes_room_from_its_own_question_alone(model, tokenizer):
+    room = model.config.max_position_embeddings
+    long = "the cat sat on the mat and " * (room // 16)
+    short = Question("what sat on the mat?", ("cat",), answer="the cat")
+    options = AnswerOptions(p_true=False, max_new_tokens=10**6)
+    made = generate_answers(model, tokenizer, [short], options, progress=False)
+    assert len(made.rows) == 1
+    with pytest.raises(InputInvalid, match="question 2 has"):
+        generate_answers(
+            model,
+            tokenizer,
+            [short, Question("what?", ("cat",), answer=long * 4)],
+            options,
+            progress=False,
+        )

@@ -201,3 +201,49 @@ def test_a_year_in_a_question_asks_for_no_number(question):
     assert answer[slice(*blind(Question(question, ("?",)), answer))] == "France"
     calculated = Question("What is 12 - 5?", ("7",))
     assert blind(calculated, "12 - 5 = 7.") == (9, 10)
+
+
+@pytest.mark.parametrize(
+    ("alias", "answer", "right"),
+    [
+        ("東京", "日本の首都は東京です。", True),
+        ("東京", "京都です", False),
+        ("กรุงเทพ", "คือกรุงเทพมหานคร", True),
+        ("5", "5月", True),
+        ("5", "15月", False),
+        ("yen", "yenta", False),
+    ],
+)
+def test_words_have_no_bounds_where_they_are_written_without_spaces(alias, answer, right):
+    question = Question("?", (alias,))
+    assert is_right(question, answer) is right
+    assert is_right(question, answer, strict=True) is right
+
+
+@pytest.mark.parametrize(
+    ("asked", "answer", "exact"),
+    [
+        ("Capital?", "The capital of Sri Lanka is:\nColombo", "Colombo"),
+        ("Capital?", "The capital is\nParis. It is old.", "Paris"),
+        ("Capital?", "(A) Paris", "Paris"),
+        ("Capital?", "The answer is (B) Paris", "Paris"),
+        ("Capital?", "1. Paris", "Paris"),
+        ("Capital?", "I don\u2019t know. Perhaps Paris.", None),
+        ("Who won the 2010 - 2011 season?", "The winner was Milan.", "Milan"),
+        ("What is 17 + 25?", "The answer is **42**.", "42"),
+        ("What is 17 + 25?", "The answer is: 42", "42"),
+        ("What is 17 + 25?", "17 + 25 = **42**", "42"),
+        ("What is 17 + 25?", "It is equal to 42.", "42"),
+        ("What is 17 - 5?", "17 - 5 = 12", "12"),
+        ("What is 16 + 93?", "16 + 93 = 16 * 13 + 93", None),
+    ],
+)
+def test_answers_as_chat_models_write_them(asked, answer, exact):
+    span = blind(Question(asked, ("?",)), answer)
+    assert (None if span is None else answer[slice(*span)]) == exact
+
+
+def test_what_is_strictly_right_is_right():
+    question = Question("Who?", ("chef",), wrong="waiter")
+    assert not is_right(question, "The Waiter, not the chef.")
+    assert not is_right(question, "The Waiter, not the chef.", strict=True)

@@ -9,7 +9,8 @@ token of the prompt; place k + 1 is answer token k. Rows are padded on the left.
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -260,7 +261,20 @@ def read(
     return Traced([list(answer) for answer in answers], raw, sure, states)
 
 
-def check_fits(model: Any, prompts: Sequence[Sequence[int]], room: int, what: str) -> None:
+@contextmanager
+def answering(model: Any) -> Iterator[None]:
+    """The model without dropout inside the block, and as it was behind it."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def check_fits(
+    model: Any, prompts: Sequence[Sequence[int]], room: Sequence[int], what: str
+) -> None:
     """Refuse what a model cannot hold, before anything is generated.
 
     Parameters
@@ -270,15 +284,15 @@ def check_fits(model: Any, prompts: Sequence[Sequence[int]], room: int, what: st
     prompts
         Token ids.
     room
-        Tokens that come behind each.
+        Tokens that may come behind each.
     what
         The reader's word for them.
     """
     context = context_of(model)
-    for number, prompt in enumerate(prompts, 1):
-        if len(prompt) + room > context:
+    for number, (prompt, behind) in enumerate(zip(prompts, room, strict=True), 1):
+        if len(prompt) + behind > context:
             raise InputInvalid(
-                f"question {number} has {len(prompt)} tokens and {what} may have {room}, more than "
-                f"the model's context of {context}",
+                f"question {number} has {len(prompt)} tokens and {what} may have {behind}, more "
+                f"than the model's context of {context}",
                 mend="leave it out, or take a smaller max_new_tokens",
             )

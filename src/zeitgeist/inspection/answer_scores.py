@@ -20,7 +20,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from zeitgeist.errors import InputInvalid
-from zeitgeist.inspection.answer_generation import check_fits, pad_id, padded, prompt_ids, run
+from zeitgeist.inspection.answer_generation import (
+    answering,
+    check_fits,
+    pad_id,
+    padded,
+    prompt_ids,
+    run,
+)
 
 NAN = float("nan")
 _FRAME = "Question: {question}\nPossible answer: {answer}\nIs the possible answer:\n(A) {first}\n" \
@@ -92,6 +99,19 @@ def p_true(
     mapping
         ``p_true`` and ``p_true_swapped``: the probability of the letter of *True* among the two.
     """
+    with answering(model):
+        return _p_true(model, tokenizer, questions, answers, chat=chat, batch_size=batch_size)
+
+
+def _p_true(
+    model: Any,
+    tokenizer: Any,
+    questions: Sequence[str],
+    answers: Sequence[str],
+    *,
+    chat: bool,
+    batch_size: int,
+) -> Mapping[str, Float[Tensor, " n"]]:
     letters = torch.tensor(letter_ids(tokenizer, chat=chat), device=model.device)
     found = {}
     for name, options in (("p_true", ("True", "False")), ("p_true_swapped", ("False", "True"))):
@@ -113,7 +133,7 @@ def p_true(
 
 
 def check_p_true(
-    model: Any, tokenizer: Any, questions: Sequence[str], *, chat: bool, room: int
+    model: Any, tokenizer: Any, questions: Sequence[str], *, chat: bool, room: Sequence[int]
 ) -> None:
     """Refuse questions that leave no room to ask about their answers, before any is generated."""
     letter_ids(tokenizer, chat=chat)

@@ -45,22 +45,30 @@ SHORT = 4
 """Letters up to which a word must end where the alias ends: *yen* is not in *yenta*."""
 
 _REFUSAL = re.compile(
-    r"\b(i am sorry|i'm sorry|sorry|i apologi[sz]e|i do not know|i don't know|i cannot|i can't|"
-    r"unable to|not sure|no answer)\b",
+    r"\b(i am sorry|i['\u2019]m sorry|sorry|i apologi[sz]e|i do not know|i don['\u2019]t know|"
+    r"i cannot|i can['\u2019]t|unable to|not sure|no answer)\b",
     re.IGNORECASE,
 )
 # A period behind a single capital or a short title does not end a sentence: D.C., St. John's.
 _END = re.compile(r"\n|[!?](?=\s|$)|(?<!\b[A-Z])(?<!\b(?:St|Mt|Ft|Dr|Mr))\.(?=\s|$)")
-_COPULA = re.compile(r"\b(?:is|are|was|were|refers to)\b|:(?=\s)", re.IGNORECASE)
-_CALCULATION = re.compile(r"\d\s*[+*\u00d7\u00f7]\s*\d|\d\s+[-/]\s+\d")
+_COPULA = re.compile(r"\b(?:is|are|was|were|refers to)\b(?:\s*:)?|:(?=\s)", re.IGNORECASE)
+# 2010 - 2011 is a season.
+_CALCULATION = re.compile(
+    r"\d\s*[+*\u00d7\u00f7]\s*\d|(?<!\d)(?!\d{4}\s+[-/]\s+\d{4}\b)\d+\s+[-/]\s+\d"
+)
 _NUMBER = r"-?\d+(?:[.,]\d+)*"
 _RESULT = re.compile(
-    rf"(?:=|\b(?:is|equals?|gives|makes|get)\b)\s*({_NUMBER})(?!\s*[*/+]|\s*-\s*\d)"
+    rf"(?:=|\b(?:is(?: equal to)?|equals?|gives|makes|get)\b)[:\s*$]*({_NUMBER})"
+    r"(?!\d|\s*(?:\*(?!\*)|[/+])|\s*-\s*\d)"
 )
 _CUT = re.compile(r"[,;()\[\]]|\s(?:which|that|because|and|but|with)\b", re.IGNORECASE)
 _LEAD = re.compile(
     r"(?:\s|[\"'*\u201c\u2018]|(?:the|a|an|called|known as|named|also)\b)+", re.IGNORECASE
 )
+# The number or letter of an item, as in a list or a choice: "1. Paris", "(A) Paris".
+_ITEM = re.compile(r"\s*(?:\([A-Da-d1-9]\)|[A-Da-d1-9][.)])\s+(?=\S)")
+# Writing without spaces between words: Thai and Lao, Burmese, Khmer, kana, Chinese characters.
+_UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 _TAIL = " \t\"'*.\u201d\u2019"
 _RUN = re.compile(r"(?:[^\W\d_]|\d)[\w'\u2019.-]*")
 
@@ -95,7 +103,7 @@ def find_alias(answer: str, alias: str, *, strict: bool = False) -> tuple[int, i
     strict
         Case and accents count, and the alias ends where a word ends. Else neither counts, and only
         numbers and words of up to `SHORT` letters must end there. Either way it begins with a word:
-        5 is not in 15, and *no* is not in *not*.
+        5 is not in 15, and *no* is not in *not*. Writing without spaces has no such bounds.
 
     Examples
     --------
@@ -109,8 +117,9 @@ def find_alias(answer: str, alias: str, *, strict: bool = False) -> tuple[int, i
     if not wanted:
         return None
     whole = strict or len(wanted) <= SHORT or wanted[-1].isdigit()
-    end = r"(?!\w)" if whole and wanted[-1].isalnum() else ""
-    begin = r"(?<!\w)" if wanted[0].isalnum() else ""
+    spaced = [bool(re.match(rf"[^\W{_UNSPACED}]", wanted[at])) for at in (0, -1)]
+    begin = rf"(?<![^\W{_UNSPACED}])" if spaced[0] else ""
+    end = rf"(?![^\W{_UNSPACED}])" if whole and spaced[1] else ""
     if whole and wanted[-1].isdigit():
         end += r"(?![.,]\d)"
     if wanted[0].isdigit():
@@ -137,17 +146,19 @@ def is_right(question: Question, answer: str, *, strict: bool = False) -> bool:
     answer
         The model's.
     strict
-        See `find_alias`.
+        An alias stands there as `find_alias` finds it strictly, too.
 
     Examples
     --------
     >>> is_right(Question("2 + 3?", ("5",)), "2 + 3 = 5.")
     True
     """
-    right = first_alias(answer, question.aliases, strict=strict)
+    if strict and first_alias(answer, question.aliases, strict=True) is None:
+        return False
+    right = first_alias(answer, question.aliases)
     if right is None or not question.wrong:
         return right is not None
-    other = find_alias(answer, question.wrong, strict=strict)
+    other = find_alias(answer, question.wrong)
     return other is None or right[0] < other[0]
 
 
@@ -172,8 +183,7 @@ def blind(question: Question, answer: str) -> tuple[int, int] | None:
     >>> answer[slice(*blind(Question("Capital?", ("?",)), answer))]
     'city Paris'
     """
-    start = len(answer) - len(answer.lstrip())
-    stop = next((m.start() for m in _END.finditer(answer, start) if m.start() > start), len(answer))
+    start, stop = _sentence(answer, 0)
     if _REFUSAL.search(answer, start, stop):
         return None
     if question.wrong:
@@ -181,11 +191,23 @@ def blind(question: Question, answer: str) -> tuple[int, int] | None:
     if _CALCULATION.search(question.question):
         return _number(answer)
     copula = _COPULA.search(answer, start, stop)
-    begin = copula.end() if copula and answer[copula.end() : stop].strip() else start
+    begin = copula.end() if copula else start
+    if copula and not re.search(r"\w", answer[begin:stop]):
+        # What is announced may stand on the next line; nothing was said where it does not.
+        begin, stop = _sentence(answer, stop) if answer[stop:].strip() else (start, stop)
     span = _clause(answer, begin, stop)
     if span is None or len(answer[slice(*span)].split()) <= LONGEST:
         return span
     return _named(question.question, answer, *span)
+
+
+def _sentence(answer: str, begin: int) -> tuple[int, int]:
+    """The first sentence from here on, without the number of an item before it."""
+    begin += len(answer[begin:]) - len(answer[begin:].lstrip(" \t\n.!?"))
+    item = _ITEM.match(answer, begin)
+    begin = item.end() if item else begin
+    ends = (m.start() for m in _END.finditer(answer, begin) if m.start() > begin)
+    return begin, next(ends, len(answer))
 
 
 def _number(answer: str) -> tuple[int, int] | None:
@@ -202,7 +224,9 @@ def _number(answer: str) -> tuple[int, int] | None:
 def _clause(answer: str, begin: int, stop: int) -> tuple[int, int] | None:
     lead = _LEAD.match(answer, begin, stop)
     begin = lead.end() if lead else begin
-    # What a bracket or comma cuts off at once is no clause: "(A) Paris".
+    item = _ITEM.match(answer, begin, stop)
+    begin = item.end() if item else begin
+    # What a bracket or comma cuts off at once is no clause.
     cut = _CUT.search(answer, begin + 1, stop)
     end = cut.start() if cut else stop
     end = begin + len(answer[begin:end].rstrip(_TAIL))

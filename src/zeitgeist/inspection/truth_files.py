@@ -40,7 +40,7 @@ _PASSING = (
 
 
 def fingerprint(model: Any, *, entries: int = 64) -> str:
-    """A short name of a model's configuration and weights, the same in any precision.
+    """A short name of a model's configuration and weights, one in float32 and bfloat16.
 
     Every parameter gives ``entries`` of its numbers, evenly spaced and rounded to bfloat16; that is
     milliseconds, and no fine-tune leaves them all alone.

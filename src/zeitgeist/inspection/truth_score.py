@@ -8,13 +8,14 @@ import torch
 from zeitgeist.errors import InputInvalid, did_you_mean
 from zeitgeist.inspection.answer_generation import (
     answer_ids,
+    answering,
     check_fits,
     generate,
     is_chat,
     prompt_ids,
     read,
 )
-from zeitgeist.inspection.answers import places
+from zeitgeist.inspection.answer_records import places
 from zeitgeist.inspection.exact_answer import (
     Extractor,
     blind,
@@ -110,21 +111,22 @@ def score_answer(
     probe.check_model(fingerprint(model))
     spoken = is_chat(tokenizer) if chat is None else chat
     prompt = [prompt_ids(tokenizer, question, chat=spoken)]
-    if answer.strip():
-        given = [answer_ids(tokenizer, answer, chat=spoken)]
-        check_fits(model, prompt, len(given[0]), "its answer")
-        traced = read(model, tokenizer, prompt, given, site=probe.site, layers=[probe.layer])
-    else:
-        check_fits(model, prompt, max_new_tokens, "its answer")
-        traced = generate(
-            model,
-            tokenizer,
-            prompt,
-            site=probe.site,
-            layers=[probe.layer],
-            max_new_tokens=max_new_tokens,
-            stop_at_newline=not spoken,
-        )
+    with answering(model):
+        if answer.strip():
+            given = [answer_ids(tokenizer, answer, chat=spoken)]
+            check_fits(model, prompt, [len(given[0])], "its answer")
+            traced = read(model, tokenizer, prompt, given, site=probe.site, layers=[probe.layer])
+        else:
+            check_fits(model, prompt, [max_new_tokens], "its answer")
+            traced = generate(
+                model,
+                tokenizer,
+                prompt,
+                site=probe.site,
+                layers=[probe.layer],
+                max_new_tokens=max_new_tokens,
+                stop_at_newline=not spoken,
+            )
     ids = traced.ids[0]
     text = decoded(tokenizer, ids) if ids else ""
     if not text.strip():

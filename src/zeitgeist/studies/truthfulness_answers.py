@@ -19,10 +19,18 @@ from safetensors.torch import load_file, save_file
 import zeitgeist
 from zeitgeist.checkpoints import cache_directory
 from zeitgeist.checkpoints.cache import made_once
-from zeitgeist.inspection import answer_generation, answer_scores, answers, exact_answer
+from zeitgeist.inspection import (
+    answer_generation,
+    answer_records,
+    answer_scores,
+    answers,
+    exact_answer,
+)
 from zeitgeist.inspection.answers import AnswerRow, Answers
 from zeitgeist.inspection.questions import Question
 
+CODE = (answer_generation, answer_records, answer_scores, answers, exact_answer)
+"""Modules on which answers depend."""
 RECORD, FEATURES = "answers.json", "features.safetensors"
 
 
@@ -100,7 +108,7 @@ def cached_answers(
     make
         Generates them.
     """
-    code = [inspect.getsource(m) for m in (answer_generation, answer_scores, answers, exact_answer)]
+    code = [inspect.getsource(m) for m in CODE]
     key = {
         "model": fingerprint,
         "questions": [asdict(question) for question in questions],
