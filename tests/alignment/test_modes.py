@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, OPTConfig, OPTForCausalLM
 
 from zeitgeist.alignment.answering import answer
 from zeitgeist.alignment.context_files import write_contexts
-from zeitgeist.alignment.decoding import draw_tokens, reads
+from zeitgeist.alignment.decoding import draw_tokens
 from zeitgeist.alignment.demonstrations import encode_all, read_demonstrations
 from zeitgeist.alignment.policies import open_policy
 from zeitgeist.alignment.prefix_gap import gap
@@ -21,6 +21,7 @@ from zeitgeist.alignment.self_generated import (
 from zeitgeist.errors import InputInvalid
 from zeitgeist.training.contexts import Context
 from zeitgeist.training.models import peft_warnings
+from zeitgeist.training.positions import longest_input
 
 OPTIONS = SelfGeneratedOptions(method="both", clean_share=0.0)
 DOORS = {
@@ -84,7 +85,7 @@ def test_tables_of_learned_positions_end(tiny_tokenizer, texts):
                        num_attention_heads=2, max_position_embeddings=4, word_embed_proj_dim=8,
                        bos_token_id=1, eos_token_id=2, pad_token_id=3)  # fmt: skip
     model = OPTForCausalLM(config)
-    assert reads(model) == 4
+    assert longest_input(model) == 4
     tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer, local_files_only=True)
     with pytest.raises(InputInvalid, match="the model reads 4"):
         gap(model, tokenizer, texts, progress=False)

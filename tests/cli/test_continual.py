@@ -137,13 +137,17 @@ def test_directories_that_are_no_models_are_told(capsys, tiny_llama, tiny_tokeni
 
 
 def test_examples_beyond_the_models_positions_are_told(capsys, tiny_tokenizer, tmp_path):
-    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
 
-    config = GPT2Config(vocab_size=288, n_positions=4, n_embd=8, n_layer=1, n_head=2)
-    GPT2LMHeadModel(config).save_pretrained(tmp_path / "short")
-    shutil.copytree(tiny_tokenizer, tmp_path / "short", dirs_exist_ok=True)
-    with pytest.raises(ZeitgeistError, match="the model reads 4"):
-        run(capsys, "run", "short", "cat.jsonl", *SHORT, "-o", "out")
+    gpt2 = GPT2Config(vocab_size=288, n_positions=4, n_embd=8, n_layer=1, n_head=2)
+    opt = OPTConfig(vocab_size=288, hidden_size=8, ffn_dim=8, num_hidden_layers=1,
+                    num_attention_heads=2, max_position_embeddings=4,
+                    word_embed_proj_dim=8)  # fmt: skip
+    for name, model in (("gpt2", GPT2LMHeadModel(gpt2)), ("opt", OPTForCausalLM(opt))):
+        model.save_pretrained(tmp_path / name)
+        shutil.copytree(tiny_tokenizer, tmp_path / name, dirs_exist_ok=True)
+        with pytest.raises(ZeitgeistError, match="the model reads 4"):
+            run(capsys, "run", name, "cat.jsonl", *SHORT, "-o", "out")
 
 
 @pytest.mark.parametrize("scores", [{}, 3, {"tokens": ["a"]}, {"tokens": [0.5, 0.5]}])

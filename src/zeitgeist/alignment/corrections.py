@@ -19,10 +19,11 @@ from typing import Any
 from jaxtyping import Bool
 from torch import Tensor
 
-from zeitgeist.alignment.decoding import drafts, reads
+from zeitgeist.alignment.decoding import drafts
 from zeitgeist.errors import InputInvalid
 from zeitgeist.training import Example
 from zeitgeist.training.contexts import UNLABELLED, Context
+from zeitgeist.training.positions import longest_input
 
 INSTRUCTION = "Check your answer and give a corrected one."
 
@@ -149,7 +150,7 @@ def two_passes(
         )
         return tuple(answer for _, answer in sorted(found))
 
-    room = min(max_length, reads(model)) - limit
+    room = min(max_length, longest_input(model)) - limit
     for prompt in prompts:  # what does not fit is told before anything is drafted
         corrected_prompt(prompt, (), between, room=room)
     first = answers(prompts, 0)

@@ -9,7 +9,6 @@ b: sequences, v: vocabulary, t: positions.
 """
 
 import math
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -22,11 +21,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from zeitgeist.errors import InputInvalid
+from zeitgeist.training.positions import longest_input
 
 Choice = Callable[[int, Float[Tensor, "b v"]], Int64[Tensor, " b"]]
 """``(step, logits) -> tokens``: what stands next in every sequence."""
-POSITIONS = ("wpe", "embed_positions", "position_embeddings")
-"""What transformers calls tables of learned positions."""
 
 
 @contextmanager
@@ -227,19 +225,6 @@ def drafts(
             yield row, tuple(tokens[: tokens.index(ending)] if ending in tokens else tokens)
 
 
-def reads(model: Any) -> int:
-    """Tokens that a model with learned positions reads at most; without, there is no end."""
-    config = model.config
-    if found := getattr(config, "n_positions", None):
-        return int(found)
-    learned = any(
-        name.rsplit(".", 1)[-1] in POSITIONS and isinstance(module, torch.nn.Embedding)
-        for name, module in model.named_modules()
-    )
-    # Of rotary positions this is what training saw, and nothing ends there.
-    return int(config.max_position_embeddings) if learned else sys.maxsize
-
-
 def check_context(model: Any, lengths: Iterable[int]) -> None:
     """Refuse sequences that are longer than what a model reads.
 
@@ -248,10 +233,10 @@ def check_context(model: Any, lengths: Iterable[int]) -> None:
     InputInvalid
         One is.
     """
-    longest = max(lengths)
-    if longest > reads(model):
+    longest, limit = max(lengths), longest_input(model)
+    if longest > limit:
         raise InputInvalid(
-            f"a prompt and its answer take {longest} tokens and the model reads {reads(model)}",
+            f"a prompt and its answer take {longest} tokens and the model reads {limit}",
             mend="leave it out, or ask for fewer tokens",
         )
 

@@ -38,7 +38,6 @@ from zeitgeist.alignment.decoding import (
     check_known,
     control_tokens,
     evaluating,
-    reads,
 )
 from zeitgeist.alignment.demonstrations import Source, encode_all, is_chat, turn_between
 from zeitgeist.alignment.mixing import Replaced
@@ -76,6 +75,7 @@ from zeitgeist.checkpoints import (
 from zeitgeist.errors import ExtraMissing, InputInvalid
 from zeitgeist.training import Example, best_device, best_dtype
 from zeitgeist.training.contexts import gold_context
+from zeitgeist.training.positions import longest_input
 
 __all__ = ["Mixed", "SelfGeneratedOptions", "SelfGeneratedReport", "build_mixed", "train"]
 
@@ -147,7 +147,7 @@ def build_mixed(
         check_file(target, overwrite=overwrite, inputs=_paths(demonstrations))
     gold_shares(gold_share, 1, floor=chosen.floor)
     rows, examples = encode_all(tokenizer, demonstrations, max_length=chosen.max_length)
-    chosen = replace(chosen, max_length=min(chosen.max_length, reads(model)))
+    chosen = replace(chosen, max_length=min(chosen.max_length, longest_input(model)))
     check_context(model, map(len, examples))
     vocabulary = _vocabulary(model, tokenizer, rows, chosen)
     check_room(model, examples, vocabulary, chosen)
@@ -250,7 +250,7 @@ def train(
     device = best_device()
     dtype = torch.float32 if chosen.adapt == "full" else best_dtype(device)
     model = load_policy(place, dtype=dtype, device=device)
-    chosen = replace(chosen, max_length=min(chosen.max_length, reads(model)))
+    chosen = replace(chosen, max_length=min(chosen.max_length, longest_input(model)))
     vocabulary = _vocabulary(model, tokenizer, rows, chosen)
     for each in filter(None, (examples, scored)):
         check_context(model, map(len, each))

@@ -8,13 +8,14 @@ its rows come out as if it had never stopped.
 import json
 import math
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors import SafetensorError
 from xxhash import xxh3_128
 
@@ -42,6 +43,7 @@ from zeitgeist.continual.violations import spans
 from zeitgeist.errors import EvidenceInvalid, InputInvalid
 from zeitgeist.training import LoraSettings, best_device, best_dtype
 from zeitgeist.training.models import peft_warnings
+from zeitgeist.training.positions import longest_input
 
 RECORD, ROW, STARTED = "accuracy.json", "row.json", "started.json"
 
@@ -110,11 +112,14 @@ def run_sequence(
     if is_adapter(place):
         raise InputInvalid(f"{str(reference)!r} is an adapter", mend="merge it into its base first")
     check_output(target, overwrite=overwrite, inputs=[place], replaces=(RECORD,))
-    tokenizer = _opened(AutoTokenizer, place)
+    tokenizer = _opened(AutoTokenizer.from_pretrained, place)
     tasks = read_tasks(
         [Path(file) for file in files], tokenizer, test=test, seed=settings.seed, longest=longest
     )
-    _check_context(_opened(AutoConfig, place), tasks)
+    config = _opened(AutoConfig.from_pretrained, place)
+    with torch.device("meta"):
+        outline = _opened(lambda *_, **__: AutoModelForCausalLM.from_config(config), place)
+    _check_context(outline, tasks)
     pad = int(tokenizer.pad_token_id or 0)
     with open_checkpoint(place) as source:
         hashes = source.fingerprint(progress=False)
@@ -136,7 +141,7 @@ def run_sequence(
     ):
         _take_up(partial, made_from, overwrite)
         device = best_device()
-        base = _opened(AutoModelForCausalLM, place, dtype=best_dtype(device))
+        base = _opened(AutoModelForCausalLM.from_pretrained, place, dtype=best_dtype(device))
         model = with_lora(base.to(device), settings, str(reference))
         guard = guard_of(model, tasks, chosen, pad=pad)
         rows = _earlier(partial, model, guard, tasks)
@@ -218,22 +223,22 @@ def _check_settings(settings: LoraSettings, tasks: int) -> None:
         raise InputInvalid(f"warmup_steps is {settings.warmup_steps}", mend="give at least 0")
 
 
-def _check_context(config: Any, tasks: Sequence[Task]) -> None:
+def _check_context(model: Any, tasks: Sequence[Task]) -> None:
     """Refuse examples beyond the learned positions of a model."""
-    reads = getattr(config, "n_positions", None)
+    reads = longest_input(model)
     longest = {task.name: max(map(len, (*task.train, *task.test))) for task in tasks}
     for name, length in longest.items():
-        if reads is not None and length > reads:
+        if length > reads:
             raise InputInvalid(
                 f"an example of {name!r} has {length} tokens and the model reads {reads}",
                 mend="shorten it",
             )
 
 
-def _opened(kind: Any, place: Path, **known: Any) -> Any:
+def _opened(read: Callable[..., Any], place: Path, **known: Any) -> Any:
     """What transformers reads from a directory, or what is wrong with it."""
     try:
-        return kind.from_pretrained(place, local_files_only=True, **known)
+        return read(place, local_files_only=True, **known)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise InputInvalid(
             f"this is no causal language model with a tokenizer: "
